@@ -1,0 +1,73 @@
+# make paper   run the whole study: executed notebooks in runs/$(PROFILE)/, tables and figures in figures/$(PROFILE)/
+# make test    ruff, unit, property and parity tests, every notebook at the smoke profile, nbval over the kept outputs
+# make lab     open the notebooks in JupyterLab
+# make site    the executed notebooks as web pages in site/
+# make bench   what the project claims about speed, as ratios in one run, into figures/bench/
+# make clean   remove everything that a run made (not .venv)
+#
+# PROFILE=smoke | laptop | cifar10-small          how big a study (rumlib/profiles.py)
+# PYTHON=/path/to/python                          use an environment that exists and install nothing
+
+.PHONY: paper test lab site bench clean keep lock
+.DEFAULT_GOAL := paper
+
+PROFILE ?= laptop
+NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
+EXECUTED = $(NOTEBOOKS:notebooks/%=runs/$(PROFILE)/%)
+
+ifeq ($(origin PYTHON),command line)
+READY :=
+else
+PYTHON := $(CURDIR)/.venv/bin/python
+READY := .venv/ready
+endif
+
+# Parallel work is done by processes. Two processes of two threads each on two cores can be a hundred times slower.
+export OMP_NUM_THREADS ?= 1
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+
+paper: $(READY)
+	@$(PYTHON) -c "import rumlib; rumlib.profile('$(PROFILE)').check()"
+	@mkdir -p runs/$(PROFILE)
+	@set -e; for notebook in $(NOTEBOOKS); do \
+	    echo "== $$notebook ($(PROFILE))"; \
+	    $(PYTHON) -W ignore -m papermill $$notebook runs/$(PROFILE)/$$(basename $$notebook) \
+	        --cwd notebooks -k python3 -p profile $(PROFILE) -p quiet True; \
+	done
+	@echo "Executed notebooks: runs/$(PROFILE)/   figures and tables: figures/$(PROFILE)/"
+
+test: $(READY)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m pytest tests
+	$(PYTHON) -m pytest --nbval-lax --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 1200 -p no:randomly $(NOTEBOOKS)
+
+lab: $(READY)
+	$(PYTHON) -m jupyterlab notebooks
+
+site: $(READY)
+	@test -n "$(wildcard $(EXECUTED))" || { echo "Nothing executed yet: run 'make paper PROFILE=$(PROFILE)' first."; exit 1; }
+	$(PYTHON) -m jupyter nbconvert --to html --output-dir site $(wildcard $(EXECUTED))
+
+bench: $(READY)
+	$(PYTHON) -m rumlib.bench
+
+clean:
+	rm -rf runs site figures/smoke
+
+# For those who work on the project: put the outputs of the last laptop run into the notebooks; renew the pins.
+keep: $(READY)
+	$(PYTHON) -m jupyter nbconvert --to notebook --output-dir notebooks --log-level WARN \
+	    --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags injected-parameters \
+	    --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.preserve_cell_metadata_mask tags \
+	    --ClearMetadataPreprocessor.preserve_nb_metadata_mask kernelspec $(NOTEBOOKS:notebooks/%=runs/laptop/%)
+
+lock:
+	uv pip compile --universal --python-version 3.11 --all-extras --build-constraint /dev/null --no-annotate --no-header \
+	    pyproject.toml -o requirements.lock
+
+.venv/ready: requirements.lock pyproject.toml
+	@python3 -c "import sys; sys.version_info >= (3, 11) or sys.exit('Python 3.11 or newer is needed; python3 is ' + sys.version)"
+	python3 -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

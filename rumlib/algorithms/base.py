@@ -1,0 +1,144 @@
+"""The contract of everything that unlearns, and the three algorithms that need no loss of their own.
+
+An algorithm is any callable ``(model, forget, retain, *, seed) -> model`` that leaves `model` as it was and returns a
+new one. Most are subclasses of `Algorithm` and hold their hyper-parameters as fields and their idea in `loss`:
+
+    @dataclass(frozen=True)
+    class BadTeacher(Algorithm):
+        weight: float = 0.5
+
+        def loss(self, model, original, forget, retain):
+            ...
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import cycle
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rumlib.data import Examples
+from rumlib.models import Factory, describe
+from rumlib.train import Batch, Recipe, descend, fit, fits, predict, seeded, shuffled
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """Unlearning by descent on a loss. The fields are the hyper-parameters, the repr is the identity of a run.
+
+    A subclass writes `loss`, and `batches` where an epoch is not "one step per retain batch, each paired with a
+    forget batch". Defaults of the fields follow the official code (SGD with momentum 0.9 and weight decay 5e-4,
+    constant learning rate).
+    """
+
+    epochs: int = 5
+    lr: float = 0.01
+    batch_size: int = 256
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "constant"
+    clip: float | None = None
+
+    def __post_init__(self):
+        self.recipe()                                        # refuses impossible values
+
+    def recipe(self) -> Recipe:
+        return Recipe(epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, momentum=self.momentum,
+                      weight_decay=self.weight_decay, schedule=self.schedule, clip=self.clip)
+
+    def __call__(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0,
+                 only: dict[str, Tensor] | None = None) -> nn.Module:
+        """A new model without `forget`. `only` restricts learning to some weights (see `rumlib.train.descend`)."""
+        accept(model, forget, retain)
+        original = copy.deepcopy(model).eval().requires_grad_(False)
+        student = copy.deepcopy(model)
+        with seeded(seed, type(self).__name__) as random:
+            epochs = (Epoch(number, self.epochs, self.batch_size, original, random) for number in range(self.epochs))
+            stream = (batch for epoch in epochs for batch in self.batches(forget, retain, epoch))
+
+            def loss(student, *batch):
+                return self.loss(student, original, *batch)
+
+            return descend(student, stream, loss, self.recipe(), steps=self.steps(forget, retain), only=only)
+
+    def loss(self, model: nn.Module, original: nn.Module, forget: Batch, retain: Batch) -> Tensor:
+        """What a step minimises: `model` is the student in train mode, `original` the frozen model in eval mode; the
+        rest is what `batches` yields."""
+        raise NotImplementedError(f"{type(self).__name__} must define loss(model, original, forget, retain)")
+
+    def batches(self, forget: Examples, retain: Examples, epoch: Epoch) -> Iterator[tuple]:
+        """The steps of one epoch: each item is what `loss` is given. By default one step per retain batch; the forget
+        batches of the epoch come round again in the same order."""
+        around = cycle(list(epoch.shuffled(forget)))
+        for batch in epoch.shuffled(retain):
+            yield next(around), batch
+
+    def steps(self, forget: Examples, retain: Examples) -> int:
+        """How many steps all epochs take, for schedules."""
+        return self.epochs * count(retain, self.batch_size)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What an algorithm may ask for while it lays out an epoch."""
+
+    number: int                                              # from 0
+    of: int                                                  # how many there are
+    batch_size: int
+    original: nn.Module
+    random: torch.Generator
+
+    def shuffled(self, examples: Examples) -> Iterator[Batch]:
+        """`examples` once, in random order, in batches on the device of the model."""
+        return shuffled(examples, self.batch_size, self.random, device=next(self.original.parameters()).device)
+
+    def classes(self, examples: Examples) -> int:
+        """How many classes the model knows."""
+        return predict(self.original, examples[:2]).shape[1]
+
+
+def count(examples: Examples, batch_size: int) -> int:
+    """Number of batches in one pass."""
+    return -(-len(examples) // batch_size)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Do nothing: what RUM does to examples that the model would classify the same without having seen them."""
+
+    def __call__(self, model, forget, retain, *, seed=0):
+        accept(model, forget, retain)
+        return copy.deepcopy(model)
+
+
+@dataclass(frozen=True, repr=False)
+class Retrain:
+    """Train anew on the retain set: the oracle that all others are measured against."""
+
+    make_model: Factory
+    recipe: Recipe
+
+    def __call__(self, model, forget, retain, *, seed=0):
+        accept(model, forget, retain)
+        return fit(self.make_model, retain, self.recipe, seed=seed)
+
+    def __repr__(self) -> str:
+        return f"Retrain({describe(self.make_model)}, {self.recipe})"
+
+
+def accept(model: nn.Module, forget: Examples, retain: Examples) -> None:
+    """Refuse, before anything is trained, what cannot be unlearned."""
+    for name, examples in (("forget", forget), ("retain", retain)):
+        if not len(examples):
+            raise ValueError(f"the {name} set is empty")
+        fits(model, examples)
+
+
+def xent(model: nn.Module, batch: Batch) -> Tensor:
+    """Cross-entropy of the batch, averaged."""
+    return F.cross_entropy(model(batch.x), batch.y)

@@ -1,0 +1,278 @@
+"""Images and labels as tensors that remember who they are.
+
+    train, test = load("digits")             # real 8x8 digits, embedded; graded noise and flipped labels are known
+    train, test = load("cifar10", root=...)  # Parquet files or torchvision's own; also cifar100, fashion_mnist, a folder
+    forget, retain = train.split(mask)       # mask: True where the point must go
+    everything = forget + retain
+    train.info["flipped"]                    # planted truth travels with the examples
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DATASETS = ("digits", "cifar10", "cifar100", "fashion_mnist")
+
+
+# -- Examples ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """A set of labelled images, in memory.
+
+    x      (n, channels, height, width), uint8 in 0..255 or float in [0, 1] (any finite float is accepted)
+    y      (n,) int64, class numbers from 0
+    index  (n,) int64, who each example is: its row in the data set it came from; 0..n-1 if not given
+    info   further facts, one value per example, e.g. ``noise`` and ``flipped`` of the digits
+    names  names of the classes, if there are any
+
+    Raises ValueError or TypeError, naming the value and the remedy, for tensors that do not fit this description.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor | None = None
+    info: Mapping[str, Tensor] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        x, y = torch.as_tensor(self.x), torch.as_tensor(self.y)
+        if x.ndim < 2:
+            raise ValueError(f"x must be images (n, channels, height, width) or rows (n, d); got shape {tuple(x.shape)}")
+        if x.dtype != torch.uint8 and not x.is_floating_point():
+            raise TypeError(f"x must be float or uint8; got {x.dtype}. Convert it, e.g. x.float() / 255")
+        if x.is_floating_point() and not x.isfinite().all():
+            row = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
+            raise ValueError(f"x holds NaN or infinite values, first in row {row}; remove or repair such examples")
+        if y.is_floating_point() or y.dtype == torch.bool or y.shape != (len(x),):
+            raise ValueError(f"y must hold {len(x)} whole class numbers, shape ({len(x)},); "
+                             f"got {y.dtype} of shape {tuple(y.shape)}")
+        if len(y) and int(y.min()) < 0:
+            raise ValueError(f"labels must count from 0; got {int(y.min())}")
+        index = torch.arange(len(x)) if self.index is None else torch.as_tensor(self.index)
+        if index.shape != (len(x),):
+            raise ValueError(f"index must hold one number for each of the {len(x)} examples; "
+                             f"got shape {tuple(index.shape)}")
+        for name, values in self.info.items():
+            if len(values) != len(x):
+                raise ValueError(f"info[{name!r}] holds {len(values)} values for {len(x)} examples")
+        # The one place where a frozen field is set: tensors given as arrays or lists become tensors.
+        for name, value in (("x", x), ("y", y.long()), ("index", index.long())):
+            object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, rows) -> Examples:
+        """The examples at `rows`: a bool mask (n,), positions, or a slice."""
+        info = {name: values[rows] for name, values in self.info.items()}
+        return Examples(self.x[rows], self.y[rows], self.index[rows], info, self.names)
+
+    def __add__(self, other: Examples) -> Examples:
+        info = {name: torch.cat([self.info[name], other.info[name]]) for name in self.info if name in other.info}
+        return Examples(torch.cat([self.x, other.x]), torch.cat([self.y, other.y]),
+                        torch.cat([self.index, other.index]), info, self.names or other.names)
+
+    def split(self, mask: Tensor) -> tuple[Examples, Examples]:
+        """(forget, retain): the examples where the bool `mask` (n,) is True, and all others."""
+        mask = torch.as_tensor(mask)
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask must be bool, True where the point must go; got {mask.dtype}")
+        if mask.shape != (len(self),):
+            raise ValueError(f"mask must have one entry for each of the {len(self)} examples; "
+                             f"got shape {tuple(mask.shape)}")
+        if not mask.any() or mask.all():
+            empty = "forget" if not mask.any() else "retain"
+            raise ValueError(f"the {empty} set is empty: mask is True for {int(mask.sum())} of {len(self)} examples")
+        return self[mask], self[~mask]
+
+    def to(self, device) -> Examples:
+        return Examples(self.x.to(device), self.y.to(device), self.index, self.info, self.names)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of images, labels and order: equal exactly when the content is equal."""
+        return digest(self.x, self.y, self.index)
+
+    def __repr__(self) -> str:
+        return f"Examples({len(self)} of {tuple(self.x.shape[1:])} {self.x.dtype}, {self.digest})"
+
+
+def digest(*tensors: Tensor) -> str:
+    """A short SHA-256 of the content, shape and dtype of tensors."""
+    total = hashlib.sha256()
+    for tensor in tensors:
+        array = np.ascontiguousarray(tensor.detach().cpu().numpy())
+        total.update(f"{array.dtype}{array.shape}".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()[:16]
+
+
+def as_input(x: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """Images as a model sees them: float on its device, uint8 scaled to [0, 1]."""
+    x = x.to(device, non_blocking=True)
+    return x.float().div_(255) if x.dtype == torch.uint8 else x
+
+
+def augment(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image (n, c, h, w) shifted by up to an eighth of its height over a zero border and mirrored at random."""
+    n, _, h, w = x.shape
+    pad = h // 8
+    padded = torch.nn.functional.pad(x, (pad, pad, pad, pad))
+    top, left = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(x.device)
+    mirrored = torch.rand(n, generator=generator).to(x.device) < 0.5
+    column = torch.arange(w, device=x.device).expand(n, w)
+    column = torch.where(mirrored[:, None], w - 1 - column, column) + left[:, None]     # (n, w)
+    row = torch.arange(h, device=x.device) + top[:, None]                               # (n, h)
+    image = torch.arange(n, device=x.device)[:, None, None]
+    return padded[image, :, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)    # gathered as (n, h, w, c)
+
+
+# -- Loading ----------------------------------------------------------------------------------------------------------
+
+
+def load(name: str, *, root: str | Path | None = None, download: bool = False, classes: tuple[int, ...] | None = None,
+         n: int | None = None, n_test: int | None = None, size: int | None = None, seed: int = 0,
+         noise: float = 1.0, flips: float = 0.05) -> tuple[Examples, Examples]:
+    """Load (train, test).
+
+    name      "digits", "cifar10", "cifar100", "fashion_mnist", or the path of a folder with ``train/<class>/*`` and
+              ``test/<class>/*`` (or ``val/``)
+    root      where the files are; else the environment variable RUM_DATA; else ``data``
+    download  let torchvision fetch what is missing (needs a network)
+    classes   keep these classes only, renumbered from 0 in the order given
+    n, n_test keep a random (`seed`) part of that many images
+    size      resize to this height and width
+    noise     digits: image i gets Gaussian pixel noise of standard deviation noise * u_i^2, u_i uniform, then is
+              clipped to [0, 1]; known as info["noise"]. 0: none
+    flips     digits: share of training labels moved to another class; known as info["flipped"]. 0: none
+
+    Raises ValueError for an unknown name and FileNotFoundError, saying where it looked, for missing files.
+    """
+    select = dict(classes=classes, seed=seed, size=size)
+    if name == "digits":
+        train, test = _digits(noise, flips, seed)
+        return _part(train, n=n, **select), _part(test, n=n_test, **select)
+    if name not in DATASETS and not Path(name).is_dir():
+        raise ValueError(f"unknown data set {name!r}; choose one of {', '.join(DATASETS)}, or give the path of a folder "
+                         f"with train/<class>/* and test/<class>/*")
+    if name not in DATASETS:
+        return _folder(Path(name), "train", n=n, **select), _folder(Path(name), "test", n=n_test, **select)
+    root = Path(root or os.environ.get("RUM_DATA") or "data")
+    parquet = [folder for folder in (root / name, root) if (folder / "train.parquet").exists()]
+    if name == "cifar10" and parquet:
+        return (_parquet(parquet[0] / "train.parquet", n=n, **select),
+                _parquet(parquet[0] / "test.parquet", n=n_test, **select))
+    train, test = _torchvision(name, root, download)
+    return _part(train, n=n, **select), _part(test, n=n_test, **select)
+
+
+def _digits(noise: float, flips: float, seed: int) -> tuple[Examples, Examples]:
+    """scikit-learn's 1,797 real digits: 1,297 to train, 500 to test; split, noise and flips drawn from `seed`."""
+    from sklearn.datasets import load_digits
+
+    if noise < 0 or not 0 <= flips < 1:
+        raise ValueError(f"noise must be at least 0 and flips in [0, 1); got noise={noise}, flips={flips}")
+    images, labels = load_digits(return_X_y=True)
+    x = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16
+    y = torch.tensor(labels)
+    random = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(x), generator=random)
+    spread = noise * torch.rand(len(x), generator=random) ** 2
+    if noise:
+        x = (x + spread.view(-1, 1, 1, 1) * torch.randn(x.shape, generator=random)).clamp(0, 1)
+    flipped = torch.rand(len(x), generator=random) < flips
+    flipped[order[1297:]] = False                            # the test labels stay true
+    other = (y + torch.randint(1, 10, y.shape, generator=random)) % 10
+    data = Examples(x, torch.where(flipped, other, y), info={"noise": spread, "flipped": flipped},
+                    names=tuple("0123456789"))
+    return data[order[:1297].sort().values], data[order[1297:].sort().values]
+
+
+def _parquet(path: Path, **select) -> Examples:
+    """The layout of the Hugging Face hub: img = {bytes, path}, label. Only the images that are kept get decoded."""
+    import pyarrow.parquet
+    from PIL import Image
+
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing beside {path.parent}/train.parquet")
+    table = pyarrow.parquet.read_table(path, columns=["img", "label"])
+    y = torch.tensor(table["label"].to_numpy())
+    coded = table["img"].combine_chunks().field("bytes")
+
+    def decode(rows):
+        return torch.stack([torch.from_numpy(np.array(Image.open(io.BytesIO(coded[int(i)].as_py())).convert("RGB")))
+                            for i in rows]).permute(0, 3, 1, 2)
+
+    names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    return _chosen(decode, y, names, **select)
+
+
+def _folder(root: Path, part: str, **select) -> Examples:
+    """Images in one folder per class, by torchvision; all are brought to one size (default 32)."""
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms.v2.functional import pil_to_tensor, resize
+
+    tried = [root / part] if part == "train" else [root / part, root / "val"]
+    found = [folder for folder in tried if folder.is_dir()]
+    if not found:
+        raise FileNotFoundError(f"no folder {' or '.join(map(str, tried))}; "
+                                f"a folder of images needs train/<class>/* and test/<class>/*")
+    images = ImageFolder(str(found[0]))
+    size = select["size"] or 32
+    return _chosen(lambda rows: torch.stack([resize(pil_to_tensor(images[int(i)][0]), [size, size]) for i in rows]),
+                   torch.tensor(images.targets), tuple(images.classes), **select)
+
+
+def _torchvision(name: str, root: Path, download: bool) -> tuple[Examples, Examples]:
+    """torchvision's own files, read only after their published checksum was found right."""
+    import torchvision.datasets as sets
+
+    kind = {"cifar10": sets.CIFAR10, "cifar100": sets.CIFAR100, "fashion_mnist": sets.FashionMNIST}[name]
+    try:
+        parts = [kind(str(root), train=train, download=download) for train in (True, False)]
+    except RuntimeError as problem:
+        layouts = f"{root / name}/train.parquet and test.parquet, or " if name == "cifar10" else ""
+        raise FileNotFoundError(f"{name} was not found under {root.resolve()}: put there {layouts}torchvision's files, "
+                                f"point RUM_DATA or root= to them, or load with download=True") from problem
+    both = []
+    for part in parts:
+        x = torch.as_tensor(part.data)
+        x = x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2)
+        both.append(Examples(x.contiguous(), torch.as_tensor(part.targets), names=tuple(part.classes)))
+    return both[0], both[1]
+
+
+def _part(data: Examples, **select) -> Examples:
+    chosen = _chosen(lambda rows: data.x[rows], data.y, data.names, **select)
+    return Examples(chosen.x, chosen.y, chosen.index, {k: v[chosen.index] for k, v in data.info.items()}, chosen.names) \
+        if len(chosen) < len(data) or select["size"] else data
+
+
+def _chosen(decode, y: Tensor, names: tuple[str, ...], *, classes, n, size, seed) -> Examples:
+    """Those of the images with labels `y` that are asked for; index stays the row in the whole data set."""
+    if classes is not None and (len(set(classes)) != len(classes) or not set(classes) <= set(y.tolist())):
+        raise ValueError(f"classes must be different ones of {sorted(set(y.tolist()))}; got {classes}")
+    rows = torch.arange(len(y)) if classes is None else torch.isin(y, torch.tensor(classes)).nonzero()[:, 0]
+    if n is not None and not 0 < n <= len(rows):
+        raise ValueError(f"n={n} images were asked for; there are {len(rows)}")
+    if n is not None:
+        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n]].sort().values
+    x, y = decode(rows), y[rows]
+    if size is not None and x.shape[-1] != size:
+        x = torch.nn.functional.interpolate(x.float(), (size, size), mode="area").round().to(x.dtype)
+    if classes is not None:
+        y = torch.stack([y == c for c in classes]).int().argmax(0)
+        names = tuple(names[c] for c in classes) if names else ()
+    return Examples(x.contiguous(), y, rows, names=names)

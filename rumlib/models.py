@@ -1,0 +1,82 @@
+"""Networks from images to logits, nothing else. Any other nn.Module of that kind works everywhere as well.
+
+    make_model = partial(mlp, shape=(1, 8, 8), hidden=(128,))   # a factory: what scores and oracles train anew
+    model = build(make_model, seed=0)                           # the same weights for the same seed
+    describe(make_model)                                        # 'mlp(hidden=(128,), shape=(1, 8, 8))'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet
+from torchvision.ops import Conv2dNormActivation
+
+Factory = Callable[[], nn.Module]
+
+
+def mlp(shape: tuple[int, ...] = (1, 8, 8), classes: int = 10, hidden: tuple[int, ...] = (128,)) -> nn.Module:
+    """Fully connected layers with ReLU between them; inputs in [0, 1] are centred and scaled inside."""
+    widths = (prod(shape), *hidden)
+    layers = [layer for a, b in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(Normalize(0.3, 0.4), nn.Flatten(), *layers, nn.Linear(widths[-1], classes))
+
+
+def small_resnet(shape: tuple[int, ...] = (3, 16, 16), classes: int = 10,
+                 widths: tuple[int, ...] = (16, 32, 64)) -> nn.Module:
+    """A stem, then one residual block (torchvision's BasicBlock) per further width, each halving the resolution."""
+    blocks = []
+    for a, b in zip(widths, widths[1:], strict=False):
+        shortcut = Conv2dNormActivation(a, b, 1, stride=2, activation_layer=None)
+        blocks.append(resnet.BasicBlock(a, b, stride=2, downsample=shortcut))
+    return nn.Sequential(Normalize(0.5, 0.25), Conv2dNormActivation(shape[0], widths[0]), *blocks,
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
+
+
+def resnet18(classes: int = 10, mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465),
+             std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)) -> nn.Module:
+    """torchvision's ResNet-18 with the stem for 32x32 images: a 3x3 convolution of stride 1 and no max-pooling.
+
+    Inputs in [0, 1] are normalised inside, with CIFAR-10's mean and standard deviation by default.
+    """
+    network = resnet.resnet18(num_classes=classes)
+    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    network.maxpool = nn.Identity()
+    return nn.Sequential(Normalize(mean, std), network)
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std, per channel or with one value for all."""
+
+    def __init__(self, mean: float | tuple[float, ...], std: float | tuple[float, ...]):
+        super().__init__()
+        # not persistent: two constants of the architecture, not weights
+        self.register_buffer("mean", torch.as_tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.as_tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+def build(make_model: Factory, seed: int) -> nn.Module:
+    """A new model with weights drawn from `seed`; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make_model()
+
+
+def describe(make_model: Factory) -> str:
+    """The name and arguments of a factory: its label, and its identity in keys of remembered results."""
+    arguments = {}
+    if isinstance(make_model, partial):
+        arguments = make_model.keywords
+        if make_model.args:
+            raise ValueError(f"give the arguments of a model factory by name; got {make_model.args}")
+        make_model = make_model.func
+    name = getattr(make_model, "__qualname__", type(make_model).__qualname__)
+    return f"{name}({', '.join(f'{k}={v!r}' for k, v in sorted(arguments.items()))})"

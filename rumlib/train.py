@@ -1,0 +1,361 @@
+"""Training, and everything that is done with a trained model before it is unlearned.
+
+    model = fit(make_model, train, Recipe(epochs=20), seed=0)      # a new trained model
+    models = fit_many(make_model, train, subsets, recipe, seeds)   # many small ones at once, as one stacked model
+    predict(model, test); accuracy(model, test); features(model, test)
+    with cost() as spent: ...                                      # examples, steps and seconds that training took
+
+There is one training loop in this library, `descend`. Pretraining, subset models and every unlearning algorithm are
+a stream of batches and a loss given to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rumlib.data import Examples, as_input, augment
+from rumlib.models import Factory, Normalize, build
+
+SCHEDULES = ("constant", "cosine", "linear", "step")
+
+
+class Batch(NamedTuple):
+    """A part of an epoch: x (batch, ...) as a model sees it, y (batch,), and the rows of both in their examples."""
+
+    x: Tensor
+    y: Tensor
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How SGD is run: the settings that pretraining, retraining and unlearning share.
+
+    schedule   of the learning rate after `warmup`, a share of all steps: constant; cosine or linear to 0; or step, a
+               factor `gamma` at each of `milestones`, shares of all steps
+    clip       largest norm of the gradient, None for no limit
+    augment    shift and mirror the images
+    amp        bf16 autocast: faster on GPUs and on CPUs that have it, for convolutions of some size
+    """
+
+    epochs: int = 30
+    lr: float = 0.1
+    batch_size: int = 256
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "cosine"
+    warmup: float = 0.0
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
+    clip: float | None = None
+    augment: bool = False
+    amp: bool = False
+    channels_last: bool = False
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"unknown schedule {self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
+        if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0:
+            raise ValueError(f"epochs and batch_size must be at least 1 and lr positive; got {self}")
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of step number `step` (from 0) of `steps`."""
+        warm = self.warmup * steps
+        if step < warm:
+            return self.lr * (step + 1) / warm if warm > 1 else self.lr
+        done = (step - warm) / max(steps - warm, 1)
+        match self.schedule:
+            case "cosine":
+                return self.lr * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * done))))
+            case "linear":
+                return self.lr * (1 - done)
+            case "step":
+                return self.lr * self.gamma ** sum(done >= at for at in self.milestones)
+        return self.lr
+
+
+# -- The loop ---------------------------------------------------------------------------------------------------------
+
+
+def descend(model: nn.Module, batches: Iterable, loss: Callable, recipe: Recipe, *, steps: int,
+            only: dict[str, Tensor] | None = None) -> nn.Module:
+    """Minimise loss(model, *batch) over all `batches` by SGD, in place.
+
+    `steps` is the number of batches that will come (it scales the schedule). `only` (name of a parameter -> bool
+    tensor of its shape) restricts learning to the weights marked True: all others stay bit-identical, weight decay
+    and momentum included. Raises FloatingPointError if the weights are not finite in the end.
+    """
+    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum,
+                                weight_decay=recipe.weight_decay, fused=True)
+    device = next(model.parameters()).device
+    model.train()
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)
+    fixed = [(p, only[name], p.detach().clone()) for name, p in model.named_parameters()] if only else []
+    with _counting(model):
+        for step, batch in enumerate(batches):
+            optimizer.param_groups[0]["lr"] = recipe.rate(step, steps)
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.amp):
+                value = loss(model, *batch)
+            optimizer.zero_grad()
+            value.backward()
+            for p, learns, _ in fixed:
+                p.grad.mul_(learns)
+            if recipe.clip:
+                clip_gradients(model, recipe.clip)
+            optimizer.step()
+            for spent in _open:
+                spent.steps += 1
+            for p, learns, start in fixed:
+                p.data.copy_(torch.where(learns, p.data, start))
+    optimizer.zero_grad()
+    if not all(p.isfinite().all() for p in model.parameters()):
+        raise FloatingPointError(f"training diverged (weights are not finite); lower lr={recipe.lr} or set clip")
+    return model.eval()
+
+
+def shuffled(examples: Examples, size: int, random: torch.Generator, *, device="cpu", mirror=False) -> Iterator[Batch]:
+    """One epoch of `examples` in random order. A last batch of one joins the one before: BatchNorm cannot use it."""
+    rows = list(torch.randperm(len(examples), generator=random).split(size))
+    if len(rows) > 1 and len(rows[-1]) == 1:
+        rows[-2:] = [torch.cat(rows[-2:])]
+    for part in rows:
+        x = examples.x[part.to(examples.x.device)]
+        yield Batch(as_input(augment(x, random) if mirror else x, device), examples.y[part].to(device), part)
+
+
+def fit(model: nn.Module | Factory, examples: Examples, recipe: Recipe, *, seed: int = 0,
+        trace: Callable[[Tensor, Tensor, Tensor], None] | None = None) -> nn.Module:
+    """A new model, trained on `examples` with cross-entropy.
+
+    A module is trained on from (a copy of) its weights, a factory from weights drawn from `seed`; `seed` also draws
+    the order of the examples and what a model draws itself. `trace(rows, logits, y)` sees each training batch as it
+    passes (see `rumlib.scores.Trace`).
+    """
+    model = copy.deepcopy(model) if isinstance(model, nn.Module) else build(model, seed)
+    fits(model, examples)
+    device = next(model.parameters()).device
+
+    def loss(model, x, y, rows):
+        logits = model(x)
+        if trace is not None:
+            trace(rows, logits.detach(), y)
+        return F.cross_entropy(logits, y)
+
+    steps = recipe.epochs * -(-len(examples) // recipe.batch_size)
+    with seeded(seed, "order") as random:
+        batches = (batch for _ in range(recipe.epochs)
+                   for batch in shuffled(examples, recipe.batch_size, random, device=device, mirror=recipe.augment))
+        return descend(model, batches, loss, recipe, steps=steps)
+
+
+# -- Many models at once ----------------------------------------------------------------------------------------------
+
+
+class Stacked(nn.Module):
+    """K models of one architecture as one: each weight has a leading dimension K, and so have inputs and logits.
+
+    Matrix products become batched ones: on a CPU core, hundreds of small MLPs train several times faster than one by
+    one (measured in `make bench`). Convolutions gain nothing and BatchNorm keeps state, so `fits_stacking` says which
+    models can be stacked.
+    """
+
+    def __init__(self, models: list[nn.Module]):
+        super().__init__()
+        stacked, _ = torch.func.stack_module_state(models)
+        self.names = list(stacked)
+        self.weights = nn.ParameterList([p.detach() for p in stacked.values()])
+        object.__setattr__(self, "single", copy.deepcopy(models[0]))        # the architecture, not a submodule
+
+    def __len__(self) -> int:
+        return len(self.weights[0])
+
+    def forward(self, x: Tensor) -> Tensor:                  # (K, batch, ...) -> (K, batch, classes)
+        def one(weights, x):
+            return torch.func.functional_call(self.single, weights, (x,))
+
+        return torch.vmap(one)(dict(zip(self.names, self.weights, strict=True)), x)
+
+    def unstack(self, make_model: Factory) -> list[nn.Module]:
+        """The K models as modules of their own."""
+        models = []
+        for k in range(len(self)):
+            model = build(make_model, 0)
+            model.load_state_dict({n: w[k].detach().clone() for n, w in zip(self.names, self.weights, strict=True)})
+            models.append(model.eval())
+        return models
+
+
+def fits_stacking(model: nn.Module) -> bool:
+    """Whether `model` is made of fully connected layers and activations alone."""
+    plain = (nn.Linear, nn.ReLU, nn.GELU, nn.Tanh, nn.Flatten, nn.Sequential, nn.Identity, nn.LayerNorm, Normalize)
+    return all(isinstance(module, plain) for module in model.modules())
+
+
+def fit_many(make_model: Factory, examples: Examples, subsets: list[Tensor], recipe: Recipe, *,
+             seeds: list[int]) -> list[nn.Module]:
+    """Train one model for each subset (positions in `examples`, all of one length) and seed.
+
+    Model k equals ``fit(make_model, examples[subsets[k]], recipe, seed=seeds[k])`` up to rounding; models that can be
+    stacked are trained together, others one by one.
+    """
+    models = [build(make_model, seed) for seed in seeds]
+    if not fits_stacking(models[0]) or recipe.augment or len({len(subset) for subset in subsets}) > 1:
+        return [fit(model, examples[subset], recipe, seed=seed)
+                for model, subset, seed in zip(models, subsets, seeds, strict=True)]
+    fits(models[0], examples)
+    rows = torch.stack(list(subsets))                                                   # (K, m)
+    x = as_input(examples.x)
+    with contextlib.ExitStack() as stack:
+        randoms = [stack.enter_context(seeded(seed, "order")) for seed in seeds]
+
+        def batches():
+            for _ in range(recipe.epochs):
+                order = torch.stack([torch.randperm(rows.shape[1], generator=random) for random in randoms])
+                for part in rows.gather(1, order).split(recipe.batch_size, dim=1):      # (K, batch)
+                    yield x[part], examples.y[part]
+
+        def loss(model, x, y):                               # the sum over models: their gradients do not mix
+            return F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum") / y.shape[1]
+
+        steps = recipe.epochs * -(-rows.shape[1] // recipe.batch_size)
+        return descend(Stacked(models), batches(), loss, recipe, steps=steps).unstack(make_model)
+
+
+def clip_gradients(model: nn.Module, limit: float) -> None:
+    """Scale the gradient to a norm of at most `limit`; in a stack, each model's own."""
+    grads = [p.grad for p in model.parameters()]
+    lead = len(model) if isinstance(model, Stacked) else 1
+    norm = torch.stack([g.reshape(lead, -1).square().sum(1) for g in grads]).sum(0).sqrt()     # (K,) or (1,)
+    scale = (limit / (norm + 1e-6)).clamp(max=1)
+    for g in grads:
+        g.mul_(scale.view(-1, *[1] * (g.ndim - 1)) if lead > 1 else scale)
+
+
+# -- What a trained model says ----------------------------------------------------------------------------------------
+
+
+def predict(model: nn.Module, examples: Examples, *, chunk: int = 1024) -> Tensor:
+    """Logits (n, classes), float32 on the CPU, in eval mode; the mode of the model is left as it was."""
+    device = next(model.parameters()).device
+    with evaluating(model), torch.no_grad():
+        return torch.cat([model(as_input(x, device)).float().cpu() for x in examples.x.split(chunk)])
+
+
+def correct(logits: Tensor, y: Tensor) -> Tensor:
+    """Which of the logits (..., n, classes) name the class y (n,); one that is not finite counts as wrong."""
+    return (logits.argmax(-1) == y.cpu()) & logits.isfinite().all(-1)
+
+
+def accuracy(model: nn.Module, examples: Examples) -> float:
+    """Share of examples classified right, in [0, 1]."""
+    if not len(examples):
+        raise ValueError("accuracy of an empty set is not defined")
+    return correct(predict(model, examples), examples.y).float().mean().item()
+
+
+def features(model: nn.Module, examples: Examples, *, layer: nn.Module | None = None, chunk: int = 1024) -> Tensor:
+    """Penultimate embedding (n, d), float32, eval mode: the input of the last linear layer, or of `layer`."""
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if layer is None and not linear:
+        raise ValueError("the model has no nn.Linear layer; name the layer whose input is the embedding, layer=...")
+    seen: list[Tensor] = []
+    hook = (layer or linear[-1]).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(1).cpu()))
+    try:
+        predict(model, examples, chunk=chunk)
+    finally:
+        hook.remove()
+    return torch.cat(seen)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module):
+    """The model in eval mode inside, and every part of it in its own mode again afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def fits(model: nn.Module, examples: Examples) -> None:
+    """Refuse, before any training, examples that the model cannot take or whose labels it cannot name."""
+    if not len(examples):
+        raise ValueError("there is nothing to train on: the set is empty")
+    shape = tuple(examples.x.shape[1:])
+    try:
+        logits = predict(model, examples[:2])
+    except RuntimeError as problem:
+        raise ValueError(f"the model does not take images of shape {shape}: {problem}") from problem
+    if logits.ndim != 2:
+        raise ValueError(f"a model must map images to logits (n, classes); this one gives {tuple(logits.shape)}")
+    if int(examples.y.max()) >= logits.shape[1]:
+        raise ValueError(f"label {int(examples.y.max())} is out of range: the model has {logits.shape[1]} outputs, "
+                         f"labels must lie in 0..{logits.shape[1] - 1}")
+
+
+# -- Randomness and cost ----------------------------------------------------------------------------------------------
+
+
+def derive(seed: int, *names) -> int:
+    """A seed for the task called `names`: the same wherever and in whatever order tasks run."""
+    return int.from_bytes(hashlib.sha256(repr((seed, *names)).encode()).digest()[:7], "big")
+
+
+@contextlib.contextmanager
+def seeded(seed: int, *names):
+    """A generator for the task called `names`. What takes no generator (dropout, say) draws from a forked global
+    state inside; the caller's random state is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(seed, *names, "global"))
+        yield torch.Generator().manual_seed(derive(seed, *names))
+
+
+@dataclass
+class Cost:
+    """What training took: examples passed forward and backward, SGD steps, wall seconds."""
+
+    examples: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+
+_open: list[Cost] = []
+
+
+@contextlib.contextmanager
+def cost():
+    """Count the cost of all training inside: ``with cost() as spent: ...; spent.examples``."""
+    spent, start = Cost(), time.perf_counter()
+    _open.append(spent)
+    try:
+        yield spent
+    finally:
+        _open.remove(spent)
+        spent.seconds = time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def _counting(model: nn.Module):
+    def count(module, inputs):
+        n = len(inputs[0]) if not isinstance(module, Stacked) else inputs[0].shape[0] * inputs[0].shape[1]
+        for spent in _open:
+            spent.examples += n
+
+    hook = model.register_forward_pre_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
