@@ -39,7 +39,7 @@ class Profile:
     set_size         examples in a forget set of one level; the mix of RUM has three times as many
     bands            by distance from the centroid, for controlled entanglement
     budgets          epochs of unlearning that are compared; rates: the learning rates tried at each
-    rum_budget       epochs per step in the RUM study (one of the budgets)
+    rum_budget       epochs per step in the RUM study; rum_rates: the learning rates tried there
     algorithms       label -> algorithm, without its learning rate and epochs
     seeds            on which results are reported; tuning_seeds: on which learning rates are chosen
     """
@@ -57,9 +57,14 @@ class Profile:
     rates: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     ascent_rates: tuple[float, ...] = ()
     rum_budget: int = 3
+    rum_rates: tuple[float, ...] = ()
     algorithms: Mapping[str, Algorithm | SalUn] = field(default_factory=dict)
     seeds: tuple[int, ...] = tuple(range(8))
     tuning_seeds: tuple[int, ...] = tuple(range(100, 104))
+
+    def grid(self, name: str, budget: int) -> tuple[float, ...]:
+        """The learning rates tried for the algorithm of that label at that budget."""
+        return self.ascent_rates if name == "NegGrad" else self.rates[budget]
 
     def check(self) -> None:
         """Say early what is missing: loads the data. Raises what `rumlib.load` raises."""
@@ -98,6 +103,7 @@ LAPTOP = Profile(
     budgets=(3, 5),                                          # the size of the effects depends on it: show both
     rates={3: (0.0125, 0.025, 0.05, 0.1), 5: (0.025, 0.05, 0.1, 0.2, 0.4)},
     ascent_rates=(0.001, 0.003, 0.01, 0.03),                 # NegGrad alone: larger ones destroy the model
+    rum_rates=(0.05, 0.1, 0.2, 0.4),                         # the best lie inside (.8 is worse for every algorithm)
     algorithms=algorithms(batch_size=32),
 )
 
@@ -111,6 +117,7 @@ SMOKE = replace(
     rates={1: (0.05,), 2: (0.05, 0.1)},
     ascent_rates=(0.003,),
     rum_budget=1,
+    rum_rates=(0.1,),
     seeds=(0, 1),
     tuning_seeds=(100,),
 )
@@ -120,13 +127,14 @@ CIFAR10_SMALL = Profile(
     data="cifar10",
     options=dict(classes=(0, 1, 6, 7), n=2000, n_test=2000, size=16),    # airplane, automobile, frog, horse: with ten
     make_model=partial(small_resnet, shape=(3, 16, 16), classes=4, widths=(16, 32, 64)),   # classes nearly all of so
-    recipe=Recipe(epochs=15, lr=0.1, batch_size=64, schedule="linear", warmup=0.1, channels_last=True),  # few images
-    score_models=48,                                                                       # would be memorized
+    recipe=Recipe(epochs=15, lr=0.1, batch_size=64, schedule="linear", warmup=0.1),      # few images
+    score_models=48,                                         # would be memorized
     set_size=120,
     bands=15,
     budgets=(3,),
     rates={3: (0.02, 0.08)},
     ascent_rates=(0.001, 0.01),
+    rum_rates=(0.02, 0.08),
     algorithms=algorithms(batch_size=64),
     seeds=(0, 1, 2),
     tuning_seeds=(100,),

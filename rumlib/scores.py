@@ -125,6 +125,16 @@ class Bank:
         """The bank of some of the models (a mask, positions or a slice)."""
         return Bank(self.included[models], self.correct[models], self.margin[models])
 
+    def halves(self, index: Tensor) -> tuple[Score, Score]:
+        """Scores from the models of even and of odd number: how much two independent estimates agree.
+
+        Few models leave some examples in all or in none of a half's subsets; those are left out of both.
+        """
+        even, odd = self.part(slice(0, None, 2)), self.part(slice(1, None, 2))
+        judged = torch.stack([half.included.any(0) & ~half.included.all(0) for half in (even, odd)]).all(0)
+        return tuple(Bank(half.included[:, judged], half.correct[:, judged], half.margin[:, judged]).score(index[judged])
+                     for half in (even, odd))
+
     def __add__(self, other: Bank) -> Bank:
         return Bank(*(torch.cat([getattr(self, f), getattr(other, f)]) for f in ("included", "correct", "margin")))
 

@@ -60,7 +60,6 @@ class Recipe:
     clip: float | None = None
     augment: bool = False
     amp: bool = False
-    channels_last: bool = False
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
@@ -99,26 +98,28 @@ def descend(model: nn.Module, batches: Iterable, loss: Callable, recipe: Recipe,
                                 weight_decay=recipe.weight_decay, fused=True)
     device = next(model.parameters()).device
     model.train()
-    if recipe.channels_last:
-        model.to(memory_format=torch.channels_last)
+    weights = list(model.parameters())
     fixed = [(p, only[name], p.detach().clone()) for name, p in model.named_parameters()] if only else []
+    precision = torch.autocast(device.type, torch.bfloat16) if recipe.amp else contextlib.nullcontext()
     with _counting(model):
         for step, batch in enumerate(batches):
             optimizer.param_groups[0]["lr"] = recipe.rate(step, steps)
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.amp):
+            with precision:
                 value = loss(model, *batch)
-            optimizer.zero_grad()
+            for p in weights:
+                p.grad = None                                # what zero_grad does, at a tenth of its time
             value.backward()
             for p, learns, _ in fixed:
                 p.grad.mul_(learns)
             if recipe.clip:
-                clip_gradients(model, recipe.clip)
+                clip_gradients(weights, recipe.clip, models=len(model) if isinstance(model, Stacked) else 1)
             optimizer.step()
             for spent in _open:
                 spent.steps += 1
             for p, learns, start in fixed:
                 p.data.copy_(torch.where(learns, p.data, start))
-    optimizer.zero_grad()
+    for p in weights:
+        p.grad = None
     if not all(p.isfinite().all() for p in model.parameters()):
         raise FloatingPointError(f"training diverged (weights are not finite); lower lr={recipe.lr} or set clip")
     return model.eval()
@@ -232,14 +233,17 @@ def fit_many(make_model: Factory, examples: Examples, subsets: list[Tensor], rec
         return descend(Stacked(models), batches(), loss, recipe, steps=steps).unstack(make_model)
 
 
-def clip_gradients(model: nn.Module, limit: float) -> None:
-    """Scale the gradient to a norm of at most `limit`; in a stack, each model's own."""
-    grads = [p.grad for p in model.parameters()]
-    lead = len(model) if isinstance(model, Stacked) else 1
-    norm = torch.stack([g.reshape(lead, -1).square().sum(1) for g in grads]).sum(0).sqrt()     # (K,) or (1,)
-    scale = (limit / (norm + 1e-6)).clamp(max=1)
-    for g in grads:
-        g.mul_(scale.view(-1, *[1] * (g.ndim - 1)) if lead > 1 else scale)
+def clip_gradients(weights: list[Tensor], limit: float, *, models: int = 1) -> None:
+    """Scale the gradient to a norm of at most `limit`; with several stacked models, the gradient of each."""
+    grads = [p.grad for p in weights]
+    if models == 1:
+        norm = torch.stack([torch.linalg.vector_norm(g) for g in grads]).norm()
+        scales = [(limit / (norm + 1e-6)).clamp(max=1)] * len(grads)
+    else:
+        norm = torch.stack([g.flatten(1).square().sum(1) for g in grads]).sum(0).sqrt()                # (models,)
+        scales = [(limit / (norm + 1e-6)).clamp(max=1).view(-1, *[1] * (g.ndim - 1)) for g in grads]
+    for g, scale in zip(grads, scales, strict=True):
+        g.mul_(scale)
 
 
 # -- What a trained model says ----------------------------------------------------------------------------------------

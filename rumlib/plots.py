@@ -1,0 +1,164 @@
+"""Figures in one style: tidy frames and plain values in, Axes out.
+
+    style()                                                  # once per notebook
+    levels(summary, "level", "algorithm")                    # means with intervals, one line per algorithm
+    dodge(summary, "algorithm", "variant")                   # the same for unordered groups, as points in columns
+    histogram(values, {"low": values_low, ...})
+    gallery({"low": [(image, caption), ...]})
+    save(figure, "factors", folder, table=rows, provenance=...)   # .png, .csv with its numbers, .json with its origin
+
+Colours are Okabe and Ito's eight, which colour-blind readers can tell apart; lines and points carry direct labels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK = "#333333"
+COLOURS = {
+    "Fine-tune": "#0072B2", "L1-sparse": "#56B4E9", "NegGrad": "#999999", "NegGrad+": "#E69F00",
+    "SCRUB": "#009E73", "Random label": "#D55E00", "SalUn": "#CC79A7",
+    "low": "#56B4E9", "medium": "#E69F00", "high": "#D55E00",
+}
+SPARE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999", "#000000")
+MARKERS = "osD^vP*X"
+
+
+def style() -> None:
+    """The style of all figures; readable when printed 8 cm wide."""
+    sns.set_theme(style="ticks", rc={
+        "figure.dpi": 110, "savefig.dpi": 160, "savefig.bbox": "tight", "font.size": 10, "axes.titlesize": 10.5,
+        "axes.labelsize": 10, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
+        "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
+        "axes.grid": True, "axes.grid.axis": "y", "grid.color": "#EBEBEB", "legend.frameon": False,
+        "figure.constrained_layout.use": True})
+
+
+def colour(name: str, k: int = 0) -> str:
+    return COLOURS.get(name, SPARE[k % len(SPARE)])
+
+
+def levels(summary: pd.DataFrame, x: str, line: str, *, ax: Axes | None = None, ylabel: str = "ToW",
+           title: str = "") -> Axes:
+    """Means with 95 % intervals over ordered groups `x`, one labelled line per value of `line`.
+
+    `summary` is what `rumlib.summarise` returns: columns mean, low, high, n; index levels `x` and `line`.
+    """
+    ax = ax or plt.subplots(figsize=(5.2, 3.6))[1]
+    frame = summary.reset_index()
+    places = list(dict.fromkeys(frame[x]))
+    names = list(dict.fromkeys(frame[line]))
+    ends = {}
+    for k, name in enumerate(names):
+        part = frame[frame[line] == name].set_index(x).loc[places]
+        at = np.arange(len(places)) + 0.035 * (k - (len(names) - 1) / 2)
+        ax.errorbar(at, part["mean"], yerr=_bars(part), color=colour(name, k), marker=MARKERS[k % 8], markersize=5,
+                    linewidth=1.4, elinewidth=1.2, capsize=2)
+        ends[name] = (part["mean"].iloc[-1], colour(name, k))
+    ax.set(xticks=range(len(places)), xticklabels=places, ylabel=ylabel, title=title, xlim=(-0.2, len(places) - 0.8))
+    label_ends(ax, ends)
+    return ax
+
+
+def dodge(summary: pd.DataFrame, x: str, hue: str, *, ax: Axes | None = None, ylabel: str = "ToW", title: str = "",
+          legend: bool = True) -> Axes:
+    """Means with 95 % intervals as points side by side: columns `x`, colours and markers `hue`."""
+    ax = ax or plt.subplots(figsize=(7, 3.4))[1]
+    frame = summary.reset_index()
+    places, names = list(dict.fromkeys(frame[x])), list(dict.fromkeys(frame[hue]))
+    for k, name in enumerate(names):
+        part = frame[frame[hue] == name]
+        at = [places.index(value) + 0.8 * ((k + 0.5) / len(names) - 0.5) for value in part[x]]
+        ax.errorbar(at, part["mean"], yerr=_bars(part), linestyle="none", color=colour(name, k), marker=MARKERS[k % 8],
+                    markersize=5, elinewidth=1.2, capsize=2, label=name)
+    for edge in np.arange(len(places) - 1) + 0.5:
+        ax.axvline(edge, color="#EBEBEB", linewidth=0.8)
+    ax.set(xticks=range(len(places)), xticklabels=places, ylabel=ylabel, title=title, xlim=(-0.5, len(places) - 0.5))
+    if legend:
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1), handletextpad=0.3)
+    return ax
+
+
+def histogram(values: Sequence[float], picked: Mapping[str, Sequence[float]], *, ax: Axes | None = None,
+              xlabel: str = "memorization") -> Axes:
+    """Distribution of a score over all examples, with the values of picked sets as a rug of labelled bars above."""
+    ax = ax or plt.subplots(figsize=(5.2, 3.2))[1]
+    values, picked = np.asarray(values), {name: np.asarray(part) for name, part in picked.items()}
+    edges = np.linspace(min(0, values.min()), max(1, values.max()), 41)
+    ax.hist(values, bins=edges, color="#BBBBBB")
+    ax.set(yscale="log", xlabel=xlabel, ylabel="examples (log scale)")
+    for k, (name, part) in enumerate(picked.items()):
+        at = 1.04 + 0.07 * k
+        ax.plot([part.min(), part.max()], [at, at], color=colour(name, k), linewidth=4, solid_capstyle="round",
+                transform=ax.get_xaxis_transform(), clip_on=False)
+        edge = part.min() > 0.7
+        ax.annotate(f"{name}: {part.min():.2f} to {part.max():.2f}", (part.min() if edge else part.max(), at),
+                    xycoords=ax.get_xaxis_transform(), xytext=(-7 if edge else 7, 0), textcoords="offset points",
+                    ha="right" if edge else "left", va="center", fontsize=8.5, color=colour(name, k),
+                    annotation_clip=False)
+    return ax
+
+
+def gallery(groups: Mapping[str, Sequence[tuple]], *, title: str = "") -> Figure:
+    """One row of (image, caption) pairs per group; images (c, h, w) in [0, 1] or uint8."""
+    wide = max(len(row) for row in groups.values())
+    figure, axes = plt.subplots(len(groups), wide, figsize=(0.85 * wide + 0.9, 1.25 * len(groups)), squeeze=False)
+    for row, (name, images) in zip(axes, groups.items(), strict=True):
+        for ax in row:
+            ax.axis("off")
+        for ax, (image, caption) in zip(row, images, strict=False):
+            picture = np.moveaxis(np.asarray(image), 0, -1)
+            ax.imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray_r", interpolation="nearest")
+            ax.set_title(caption, fontsize=8, loc="center")
+        row[0].text(-0.35, 0.5, name, transform=row[0].transAxes, ha="right", va="center", fontsize=10,
+                    color=colour(name))
+    figure.suptitle(title, fontsize=10.5, x=0.02, ha="left")
+    return figure
+
+
+def scatter(x: Sequence[float], y: Sequence[float], *, ax: Axes | None = None, xlabel: str = "", ylabel: str = "",
+            title: str = "") -> Axes:
+    """Points for many examples, faint where they overlap."""
+    ax = ax or plt.subplots(figsize=(4, 3.4))[1]
+    ax.scatter(x, y, s=7, color=SPARE[0], alpha=0.3, linewidths=0, rasterized=True)
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    return ax
+
+
+def label_ends(ax: Axes, ends: Mapping[str, tuple[float, str]], gap: float = 0.055) -> None:
+    """Names beside the right ends of lines, moved apart where they would overlap."""
+    low, high = ax.get_ylim()
+    gap = gap * (high - low)
+    ordered = sorted(ends.items(), key=lambda item: item[1][0])
+    heights: list[float] = []
+    for _, (y, _) in ordered:
+        heights.append(max(y, heights[-1] + gap) if heights else y)
+    excess = heights[-1] - max(high, ordered[-1][1][0]) if heights else 0
+    if excess > 0:                                           # too many at the top: slide the pile down
+        heights = [min(h, heights[-1] - excess - gap * (len(heights) - 1 - k)) for k, h in enumerate(heights)]
+    for (name, (_, ink)), y in zip(ordered, heights, strict=True):
+        ax.annotate(name, (1, y), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
+                    va="center", fontsize=9, color=ink, annotation_clip=False)
+
+
+def _bars(part: pd.DataFrame) -> np.ndarray:
+    return np.nan_to_num(np.stack([part["mean"] - part["low"], part["high"] - part["mean"]]).astype(float))
+
+
+def save(figure: Figure | Axes, name: str, folder: Path, *, table: pd.DataFrame, provenance: Mapping) -> None:
+    """Write <name>.png, <name>.csv (the numbers behind it) and <name>.json (where they come from) into `folder`."""
+    figure = figure if isinstance(figure, Figure) else figure.figure
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+    plain = isinstance(table.index, pd.RangeIndex)
+    table.to_csv(folder / f"{name}.csv", index=not plain, float_format="%.6g")
+    (folder / f"{name}.json").write_text(json.dumps({"figure": name, **provenance}, indent=1) + "\n")

@@ -1,0 +1,550 @@
+"""A study: remembered cells, rows with one number per seed, and what they say together.
+
+    study = Study("laptop")                                  # a profile; nothing is computed yet
+    study.score, study.levels(), study.bands()               # memorization; forget sets by memorization, by entanglement
+    rows = study.unlearn([Cell(forget_set, algorithm, seed, {"algorithm": "Fine-tune"}), ...])
+    best, record = study.tune(cells, rates)                  # learning rates, on the tuning seeds only
+    summarise(rows, by=["level", "algorithm"], of="tow")     # mean, 95 % interval, n
+    contrast(rows, "tow", better={...}, worse={...})         # paired over the seeds
+
+Every cell (the subset models, an original, an oracle, one unlearning run) is written to disk when it is done and read
+back when it is asked for again: resuming is running again.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import cache, cached_property, lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import safetensors.torch
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from rumlib import engine
+from rumlib.data import Examples, digest, load
+from rumlib.metrics import Evaluation, evaluate, tow_from_accuracies
+from rumlib.models import build, describe
+from rumlib.profiles import Profile, profile
+from rumlib.scores import Bank, Score, Trace, bands, entanglement, proxy
+from rumlib.scores import bank as train_bank
+from rumlib.train import cost, features, fit, predict
+
+CHUNK = 32                                                   # subset models per task: enough to fill batched products
+
+
+# -- Cells on disk ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Store:
+    """Finished cells in a folder: a JSON file with the identity and the values of each, tensors in safetensors beside it.
+
+    A file is written under a temporary name and renamed when it is whole. One that is damaged is set aside, reported
+    and computed again.
+    """
+
+    folder: Path
+
+    def path(self, kind: str, key: str) -> Path:
+        return self.folder / kind / f"{key}.json"
+
+    def read(self, kind: str, key: str) -> dict | None:
+        """The values of a cell, tensors under "tensors" if it has any; None if it is not there."""
+        path = self.path(kind, key)
+        try:
+            text = path.read_text()
+        except FileNotFoundError:
+            return None
+        try:
+            cell = json.loads(text)
+            if cell["checksum"] != _checksum(cell["values"]):
+                raise ValueError("its checksum does not fit its values")
+            values = cell["values"]
+            if "tensors" in values:
+                data = path.with_suffix(".safetensors").read_bytes()
+                if hashlib.sha256(data).hexdigest() != values["tensors"]:
+                    raise ValueError("the checksum of its tensors does not fit")
+                values["tensors"] = safetensors.torch.load(data)
+            return values
+        except (ValueError, KeyError, OSError, TypeError) as problem:
+            warnings.warn(f"{path} is damaged ({problem}); it is set aside as {path.name}.damaged and computed again",
+                          stacklevel=2)
+            os.replace(path, path.with_suffix(".json.damaged"))
+            return None
+
+    def write(self, kind: str, key: str, identity: Mapping, values: dict) -> None:
+        path = self.path(kind, key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if "tensors" in values:
+            data = safetensors.torch.save({k: t.contiguous() for k, t in values["tensors"].items()})
+            _replace(path.with_suffix(".safetensors"), data)
+            values = {**values, "tensors": hashlib.sha256(data).hexdigest()}
+        cell = {"identity": identity, "values": values, "checksum": _checksum(values)}
+        _replace(path, json.dumps(cell, indent=1).encode())
+
+
+def _checksum(values: dict) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+@cache
+def code_version(*modules: str) -> str:
+    """Hash of the code of these rumlib modules (or packages); comments and docstrings do not count."""
+    total = hashlib.sha256()
+    for module in modules:
+        path = Path(__file__).parent / module
+        for file in sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]:
+            tree = ast.parse(file.read_text())
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+                    node.body = node.body[1:]
+            total.update(ast.dump(tree).encode())
+    return total.hexdigest()[:16]
+
+
+TRAINING = ("data", "models", "train")
+UNLEARNING = (*TRAINING, "scores", "algorithms", "rum", "metrics")
+
+
+def remembered(*modules: str) -> Callable:
+    """Make a method of Study a cell: computed once for each value of its arguments, its code and its study's data."""
+
+    def wrap(compute: Callable) -> Callable:
+        source = hashlib.sha256(inspect.getsource(compute).encode()).hexdigest()[:16]
+        names = list(inspect.signature(compute).parameters)[1:]
+
+        def identity(study: Study, *arguments) -> dict:
+            return {"what": compute.__name__, "code": code_version(*modules), "source": source, **study.identity,
+                    **{name: identify(value) for name, value in zip(names, arguments, strict=True)}}
+
+        def call(study: Study, *arguments) -> dict:
+            who = identity(study, *arguments)
+            key = digest_of(who)
+            values = study.store.read(compute.__name__, key)
+            if values is None:
+                values = compute(study, *arguments)
+                study.store.write(compute.__name__, key, who, values)
+            return values
+
+        def lookup(study: Study, *arguments) -> dict | None:
+            return study.store.read(compute.__name__, digest_of(identity(study, *arguments)))
+
+        call.lookup, call.identity, call.__name__, call.__doc__ = lookup, identity, compute.__name__, compute.__doc__
+        return call
+
+    return wrap
+
+
+def identify(value) -> object:
+    """What stands for a value in the identity of a cell: plain values as they are, the rest by content."""
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    if isinstance(value, tuple | list | range):
+        return [identify(v) for v in value]
+    if hasattr(value, "digest"):
+        return value.digest
+    if callable(value) and not is_dataclass(value) and " at 0x" in repr(value):
+        raise TypeError(f"{value!r} has no lasting name, so that its results could not be found again; make it a frozen "
+                        f"dataclass (its repr then names it)")
+    return repr(value)
+
+
+def digest_of(identity: Mapping) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
+
+
+# -- Forget sets and cells --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class ForgetSet:
+    """A named forget set: the index of its examples, ascending; facts that the figures show; its hash."""
+
+    name: str
+    index: Tensor
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        return digest(self.index)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __repr__(self) -> str:
+        return f"ForgetSet({self.name!r}, n={len(self)}, {self.digest})"
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One unlearning run: which set, by what, with which seed; `labels` are columns of its row."""
+
+    forget: ForgetSet
+    algorithm: Callable
+    seed: int
+    labels: Mapping[str, object] = field(default_factory=dict)
+    mia: bool = True                                         # also attack: not needed where rates are tuned
+
+
+def vary(algorithm, **changes):
+    """The algorithm with other values for some fields; wrappers and RUMs pass them on to the algorithms inside."""
+    own = {f.name for f in fields(algorithm)}
+    if set(changes) <= own:
+        return replace(algorithm, **changes)
+    if "inner" in own:
+        return replace(algorithm, inner=vary(algorithm.inner, **changes))
+    if "steps" in own:
+        return replace(algorithm, steps=tuple(vary(step, **changes) for step in algorithm.steps))
+    if not own:
+        return algorithm                                     # Keep has nothing to vary
+    raise ValueError(f"{algorithm!r} has no field {', '.join(set(changes) - own)}")
+
+
+# -- The study --------------------------------------------------------------------------------------------------------
+
+
+class Study:
+    """All computations of a profile, remembered under `runs/<profile>`.
+
+    profile  its name, or a Profile
+    seeds    number of reporting seeds; None: those of the profile
+    quiet    no progress bar
+    """
+
+    def __init__(self, which: str | Profile, *, seeds: int | None = None, quiet: bool = False,
+                 home: str | Path | None = None):
+        self.profile = profile(which) if isinstance(which, str) else which
+        if seeds is not None:
+            if seeds < 1:
+                raise ValueError(f"seeds is the number of reporting seeds, at least 1; got {seeds}")
+            self.profile = replace(self.profile, seeds=tuple(range(seeds)))
+        if set(self.profile.seeds) & set(self.profile.tuning_seeds):
+            raise ValueError(f"reporting seeds {self.profile.seeds} and tuning seeds {self.profile.tuning_seeds} overlap")
+        self.quiet = quiet
+        self.home = Path(home) if home else find_home()
+        self.store = Store(self.home / "runs" / self.profile.name / "cells")
+        self.started = time.time()
+        self.used: dict[str, int] = {"computed": 0, "read back": 0}
+        self.splits: dict[str, str] = {}
+        self.bar = None
+        engine.engine()
+        torch.set_num_threads(1)                             # parallel work is done by processes
+
+    def __reduce__(self):                                    # a task carries the profile, never data
+        return _shared, (self.profile, self.home)
+
+    @property
+    def figures(self) -> Path:
+        return self.home / "figures" / self.profile.name
+
+    @cached_property
+    def _data(self) -> tuple[Examples, Examples]:
+        return load(self.profile.data, **self.profile.options)
+
+    @property
+    def train(self) -> Examples:
+        return self._data[0]
+
+    @property
+    def test(self) -> Examples:
+        return self._data[1]
+
+    @cached_property
+    def identity(self) -> dict:
+        """What every cell of this study depends on."""
+        return {"data": [self.train.digest, self.test.digest], "model": describe(self.profile.make_model),
+                "recipe": repr(self.profile.recipe), "device": "cpu"}
+
+    # -- what is remembered
+
+    @remembered(*TRAINING, "scores")
+    def bank(self, numbers: range, fraction: float) -> dict:
+        """Subset models of the memorization estimator."""
+        start = time.perf_counter()
+        part = train_bank(self.profile.make_model, self.train, self.profile.recipe, numbers, fraction=fraction)
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "tensors": {f.name: getattr(part, f.name) for f in fields(part)}}
+
+    @remembered(*TRAINING, "scores")
+    def original(self, seed: int) -> dict:
+        """A model trained on everything, and the trace of its training."""
+        trace = Trace(self.train)
+        with cost() as spent:
+            model = fit(self.profile.make_model, self.train, self.profile.recipe, seed=seed, trace=trace)
+        tensors = {f"weights/{name}": value for name, value in model.state_dict().items()}
+        return {**asdict(spent), "tensors": tensors | {"confidence": trace.confidence, "seen": trace.seen}}
+
+    @remembered(*TRAINING, "metrics")
+    def oracle(self, forget: ForgetSet, seed: int) -> dict:
+        """A model retrained without the forget set, with the same seed as the original."""
+        gone, kept = self.split(forget)
+        with cost() as spent:
+            model = fit(self.profile.make_model, kept, self.profile.recipe, seed=seed)
+        return {**asdict(spent), **asdict(evaluate(model, gone, kept, self.test)),
+                "tensors": {f"weights/{name}": value for name, value in model.state_dict().items()}}
+
+    @remembered(*UNLEARNING)
+    def run(self, forget: ForgetSet, algorithm: Callable, seed: int, mia: bool) -> dict:
+        """One unlearning run beside its oracle."""
+        gone, kept = self.split(forget)
+        original, (oracle, reference) = self.model(seed), self.retrained(forget, seed)
+        with cost() as spent:
+            try:
+                model = algorithm(original, gone, kept, seed=seed)
+            except FloatingPointError:                       # a learning rate too large: a result, reported as such
+                model = None
+        if model is None:
+            return {"diverged": True, **asdict(spent)}
+        found = evaluate(model, gone, kept, self.test, mia=mia)
+        row = {"diverged": False, **tow_between(found, reference), **asdict(spent), **asdict(found)}
+        row |= {f"oracle_{name}": value for name, value in asdict(reference).items()}
+        for name, examples in (("forget", gone), ("test", self.test)):
+            differs = predict(model, examples).argmax(1) != predict(oracle, examples).argmax(1)
+            row[f"differs_{name}"] = differs.float().mean().item()
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+
+    # -- what is made of it
+
+    @cached_property
+    def score(self) -> Score:
+        """Memorization of every training example."""
+        chunks = [range(k, min(k + CHUNK, self.profile.score_models)) for k in range(0, self.profile.score_models, CHUNK)]
+        parts = self._all(Study.bank, [(chunk, self.profile.fraction) for chunk in chunks], "subset models")
+        self.score_seconds = sum(part["seconds"] for part in parts)      # on one core
+        return sum((Bank(**part["tensors"]) for part in parts[1:]), start=Bank(**parts[0]["tensors"])).score(
+            self.train.index)
+
+    def proxy(self, name: str, seed: int = 0) -> Score:
+        """A proxy of memorization from the training of the original model with that seed."""
+        tensors = self.original(seed)["tensors"]
+        trace = Trace(self.train)
+        trace.confidence, trace.seen = tensors["confidence"], tensors["seen"]
+        return proxy(name, trace)
+
+    @lru_cache(maxsize=32)                                   # noqa: B019  few studies, each lives as long as its process
+    def model(self, seed: int) -> nn.Module:
+        """The original model of that seed."""
+        return self._rebuild(self.original(seed))
+
+    @lru_cache(maxsize=32)                                   # noqa: B019
+    def retrained(self, forget: ForgetSet, seed: int) -> tuple[nn.Module, Evaluation]:
+        """The oracle of that set and seed, and its evaluation."""
+        cell = self.oracle(forget, seed)
+        return self._rebuild(cell), Evaluation(*(cell[f.name] for f in fields(Evaluation)))
+
+    def _rebuild(self, cell: dict) -> nn.Module:
+        model = build(self.profile.make_model, 0)
+        model.load_state_dict({name.removeprefix("weights/"): value for name, value in cell["tensors"].items()
+                               if name.startswith("weights/")})
+        return model.eval()
+
+    @lru_cache(maxsize=16)                                   # noqa: B019
+    def split(self, forget: ForgetSet) -> tuple[Examples, Examples]:
+        """(forget, retain) of the training data."""
+        return self.train.split(torch.isin(self.train.index, forget.index))
+
+    def forget_set(self, name: str, mask: Tensor, **facts: float) -> ForgetSet:
+        """The training examples under the mask as a forget set of this study."""
+        chosen = ForgetSet(name, self.train.index[mask].sort().values,
+                           {"memorization": self.score.values[mask].mean().item(), **facts})
+        self.splits[name] = chosen.digest
+        return chosen
+
+    def levels(self) -> dict[str, ForgetSet]:
+        """Forget sets of low, medium and high memorization, and RUM's mix of all three."""
+        size = self.profile.set_size
+        return {level: self.forget_set(level, self.score.pick(size * (3 if level == "mix" else 1), level))
+                for level in ("low", "medium", "high", "mix")}
+
+    def bands(self) -> list[ForgetSet]:
+        """Forget sets by distance from the centroid in the original model's embedding, each with its measured
+        entanglement score."""
+        embedding = features(self.model(self.profile.seeds[0]), self.train)
+        sets = []
+        for k, rows in enumerate(bands(embedding, self.profile.bands)):
+            mask = torch.zeros(len(self.train), dtype=torch.bool)
+            mask[rows] = True
+            sets.append(self.forget_set(f"band {k}", mask, entanglement=entanglement(embedding[~mask], embedding[mask])))
+        return sets
+
+    def unlearn(self, cells: Iterable[Cell]) -> pd.DataFrame:
+        """Run all cells, in any order and on all cores; one row each, in their order."""
+        cells = list(cells)
+        seeds = {cell.seed: None for cell in cells}
+        pairs = {(cell.forget.digest, cell.seed): (cell.forget, cell.seed) for cell in cells}
+        self._all(Study.original, [(seed,) for seed in seeds], "original models")
+        self._all(Study.oracle, list(pairs.values()), "retrained models")
+        rows = self._all(Study.run, [(c.forget, c.algorithm, c.seed, c.mia) for c in cells], "unlearning")
+        return pd.DataFrame([{"set": cell.forget.name, "seed": cell.seed, **cell.labels, **row}
+                             for cell, row in zip(cells, rows, strict=True)])
+
+    def tune(self, cells: Mapping[tuple, tuple[ForgetSet, Callable, Iterable[float]]]) -> tuple[dict, pd.DataFrame]:
+        """Choose learning rates by ToW against the retrained oracle, on the tuning seeds alone.
+
+        `cells` maps a name to (forget set, algorithm, rates). Returns the algorithms with the chosen rates under the
+        same names, and the record of all that was tried. A rate that diverges on any tuning seed is not chosen.
+        """
+        tried = [(name, rate) for name, (_, _, rates) in cells.items() for rate in rates]
+        rows = self.unlearn(
+            Cell(cells[name][0], vary(cells[name][1], lr=rate), seed, {"name": name, "rate": rate}, mia=False)
+            for name, rate in tried for seed in self.profile.tuning_seeds)
+        record = rows.groupby(["name", "rate"], sort=False).agg(
+            tow=("tow", lambda tow: tow.mean(skipna=False)), diverged=("diverged", "sum")).reset_index()
+        chosen = {}
+        for name, (_, algorithm, _) in cells.items():
+            mine = record[record["name"] == name]
+            if mine["tow"].isna().all():
+                raise FloatingPointError(f"{name}: every learning rate of {list(mine['rate'])} diverged; try smaller ones")
+            chosen[name] = vary(algorithm, lr=float(mine.loc[mine["tow"].idxmax(), "rate"]))
+        record["chosen"] = [chosen[name] == vary(cells[name][1], lr=rate)
+                            for name, rate in zip(record["name"], record["rate"], strict=True)]
+        return chosen, record
+
+    def _all(self, method: Callable, tasks: list[tuple], what: str) -> list[dict]:
+        """The cells for these arguments, read back or computed."""
+        found = [method.lookup(self, *task) for task in tasks]
+        missing = [k for k, values in enumerate(found) if values is None]
+        self.used["read back"] += len(tasks) - len(missing)
+        self.used["computed"] += len(missing)
+        if missing:
+            self.bar = self.bar if self.bar is not None else tqdm(total=0, disable=self.quiet, unit="cell")
+            self.bar.total += len(missing)
+            self.bar.set_description(what)
+            for k, values in engine.run(_compute, [(self, method.__name__, tasks[k]) for k in missing]):
+                found[missing[k]] = values
+                self.bar.update()
+        return found
+
+    def provenance(self) -> dict:
+        """What is needed to say where a figure comes from."""
+        lock = self.home / "requirements.lock"
+        return {
+            "profile": self.profile.name,
+            "commit": _git(self.home, "rev-parse", "HEAD"),
+            "dirty": bool(_git(self.home, "status", "--porcelain", "--", "rumlib", "notebooks", "requirements.lock")),
+            "lock": hashlib.sha256(lock.read_bytes()).hexdigest()[:16] if lock.exists() else None,
+            "data": {"name": self.profile.data, "train": self.train.digest, "test": self.test.digest},
+            "forget sets": dict(self.splits),
+            "seeds": list(self.profile.seeds),
+            "tuning seeds": list(self.profile.tuning_seeds),
+            "device": "cpu",
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "versions": {"python": platform.python_version()} | {
+                name: version(name) for name in ("torch", "numpy", "scikit-learn", "pandas")},
+            "cells": dict(self.used),
+            "seconds": round(time.time() - self.started, 1),
+        }
+
+
+@cache
+def _worker_study(key: str) -> dict:
+    return {}
+
+
+def _shared(profile: Profile, home: Path) -> Study:
+    """In a worker: one Study for all tasks of a study, so that data and models are loaded once."""
+    known = _worker_study(f"{profile}{home}")
+    if not known:
+        known["study"] = Study(profile, quiet=True, home=home)
+    return known["study"]
+
+
+def _compute(study: Study, method: str, task: tuple) -> dict:
+    return getattr(study, method)(*task)
+
+
+def find_home() -> Path:
+    """The folder of the project: RUM_HOME, or the nearest one above that holds `notebooks`, or the current one."""
+    if "RUM_HOME" in os.environ:
+        return Path(os.environ["RUM_HOME"])
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / "notebooks").is_dir()), here)
+
+
+def _git(folder: Path, *command: str) -> str | None:
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True, check=True,
+                              timeout=10).stdout.strip()
+    return None
+
+
+# -- What rows say together -------------------------------------------------------------------------------------------
+
+
+def tow_between(found: Evaluation, reference: Evaluation) -> dict[str, float]:
+    """ToW and ToW-MIA of two evaluations."""
+    rest_u, rest_r = (found.retain, found.test), (reference.retain, reference.test)
+    row = {"tow": tow_from_accuracies(unlearned=(found.forget, *rest_u), retrained=(reference.forget, *rest_r))}
+    mia = math.isfinite(found.mia) and math.isfinite(reference.mia)
+    row["tow_mia"] = tow_from_accuracies(unlearned=(found.mia, *rest_u), retrained=(reference.mia, *rest_r)) \
+        if mia else math.nan
+    return row
+
+
+def summarise(rows: pd.DataFrame | list[dict], by: list[str] | str, of: str) -> pd.DataFrame:
+    """mean, low, high (Student t, 95 %) and n of column `of`, for each combination of the columns `by`.
+
+    With n = 1 there is no interval: low and high are NaN. Raises ValueError if a value is missing.
+    """
+    frame = pd.DataFrame(rows)
+    missing = [name for name in [*([by] if isinstance(by, str) else by), of] if name not in frame]
+    if missing:
+        raise ValueError(f"the rows have no column {', '.join(missing)}; they have {', '.join(frame)}")
+    if frame[of].isna().any():
+        raise ValueError(f"{int(frame[of].isna().sum())} of {len(frame)} rows have no {of} (a run diverged, or was not "
+                         f"attacked); leave them out on purpose or not at all")
+    table = frame.groupby(by, sort=False)[of].apply(lambda values: pd.Series(interval(values))).unstack()
+    return table.astype({"n": int})
+
+
+def interval(values: Iterable[float]) -> dict[str, float]:
+    """mean, low and high of the 95 % Student-t interval, and n."""
+    values = [float(v) for v in values]
+    n, mean = len(values), sum(values) / len(values)
+    if n == 1:
+        return {"mean": mean, "low": math.nan, "high": math.nan, "n": 1}
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    half = float(stats.t.ppf(0.975, n - 1)) * spread
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
+
+
+def contrast(rows: pd.DataFrame, of: str, better: Mapping, worse: Mapping) -> dict:
+    """The difference of column `of` between two selections of rows, paired over their seeds.
+
+    Returns mean, low, high (Student t, 95 %), n and the verdict on "better is larger": "holds" if the interval lies
+    above 0, "opposite" if below, "open" if it holds 0 (or there is a single seed).
+    """
+    a, b = (rows[(rows[list(which)] == pd.Series(which)).all(axis=1)].groupby("seed")[of].mean()
+            for which in (better, worse))
+    if a.empty or set(a.index) != set(b.index):
+        raise ValueError(f"{dict(better)} has seeds {list(a.index)} and {dict(worse)} has {list(b.index)}; "
+                         f"a paired difference needs the same ones")
+    found = interval(a - b.loc[a.index])
+    found["verdict"] = "holds" if found["low"] > 0 else "opposite" if found["high"] < 0 else "open"
+    return found
