@@ -92,14 +92,16 @@ def descend(model: nn.Module, batches: Iterable, loss: Callable, recipe: Recipe,
 
     `steps` is the number of batches that will come (it scales the schedule). `only` (name of a parameter -> bool
     tensor of its shape) restricts learning to the weights marked True: all others stay bit-identical, weight decay
-    and momentum included. Raises FloatingPointError if the weights are not finite in the end.
+    and momentum included. Float tensors are factors for the gradients, and nothing else. Parameters that require no
+    gradient stay as they are. Raises FloatingPointError if the weights are not finite in the end.
     """
-    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum,
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(weights, lr=recipe.lr, momentum=recipe.momentum,
                                 weight_decay=recipe.weight_decay, fused=True)
     device = next(model.parameters()).device
     model.train()
-    weights = list(model.parameters())
-    fixed = [(p, only[name], p.detach().clone()) for name, p in model.named_parameters()] if only else []
+    masked = [(p, only[name], p.detach().clone()) for name, p in model.named_parameters()
+              if p.requires_grad] if only else []
     precision = torch.autocast(device.type, torch.bfloat16) if recipe.amp else contextlib.nullcontext()
     with _counting(model):
         for step, batch in enumerate(batches):
@@ -109,15 +111,16 @@ def descend(model: nn.Module, batches: Iterable, loss: Callable, recipe: Recipe,
             for p in weights:
                 p.grad = None                                # what zero_grad does, at a tenth of its time
             value.backward()
-            for p, learns, _ in fixed:
+            for p, learns, _ in masked:
                 p.grad.mul_(learns)
             if recipe.clip:
                 clip_gradients(weights, recipe.clip, models=len(model) if isinstance(model, Stacked) else 1)
             optimizer.step()
             for spent in _open:
                 spent.steps += 1
-            for p, learns, start in fixed:
-                p.data.copy_(torch.where(learns, p.data, start))
+            for p, learns, start in masked:
+                if learns.dtype == torch.bool:
+                    p.data.copy_(torch.where(learns, p.data, start))
     for p in weights:
         p.grad = None
     if not all(p.isfinite().all() for p in model.parameters()):
@@ -351,12 +354,16 @@ def cost():
         spent.seconds = time.perf_counter() - start
 
 
+def count_examples(n: int) -> None:
+    """Add n examples, passed forward and backward, to all costs being counted: for work that `descend` does not do."""
+    for spent in _open:
+        spent.examples += n
+
+
 @contextlib.contextmanager
 def _counting(model: nn.Module):
     def count(module, inputs):
-        n = len(inputs[0]) if not isinstance(module, Stacked) else inputs[0].shape[0] * inputs[0].shape[1]
-        for spent in _open:
-            spent.examples += n
+        count_examples(len(inputs[0]) if not isinstance(module, Stacked) else inputs[0].shape[0] * inputs[0].shape[1])
 
     hook = model.register_forward_pre_hook(count)
     try:

@@ -58,13 +58,19 @@ class Algorithm:
         original = copy.deepcopy(model).eval().requires_grad_(False)
         student = copy.deepcopy(model)
         with seeded(seed, type(self).__name__) as random:
-            epochs = (Epoch(number, self.epochs, self.batch_size, original, random) for number in range(self.epochs))
+            prepared = self.prepare(original, forget, retain)
+            epochs = (Epoch(number, self.epochs, self.batch_size, original, random, prepared)
+                      for number in range(self.epochs))
             stream = (batch for epoch in epochs for batch in self.batches(forget, retain, epoch))
 
             def loss(student, *batch):
                 return self.loss(student, original, *batch)
 
             return descend(student, stream, loss, self.recipe(), steps=self.steps(forget, retain), only=only)
+
+    def prepare(self, original: nn.Module, forget: Examples, retain: Examples):
+        """What all epochs need and is made once, under the seed: they find it in `Epoch.prepared`."""
+        return None
 
     def loss(self, model: nn.Module, original: nn.Module, forget: Batch, retain: Batch) -> Tensor:
         """What a step minimises: `model` is the student in train mode, `original` the frozen model in eval mode; the
@@ -92,6 +98,7 @@ class Epoch:
     batch_size: int
     original: nn.Module
     random: torch.Generator
+    prepared: object = None                                  # what `Algorithm.prepare` made
 
     def shuffled(self, examples: Examples) -> Iterator[Batch]:
         """`examples` once, in random order, in batches on the device of the model."""
@@ -137,6 +144,13 @@ def accept(model: nn.Module, forget: Examples, retain: Examples) -> None:
         if not len(examples):
             raise ValueError(f"the {name} set is empty")
         fits(model, examples)
+
+
+def official(compat: str | None) -> bool:
+    """Whether compat="official" was asked for. Raises ValueError for anything but that and None."""
+    if compat not in (None, "official"):
+        raise ValueError(f'compat must be None or "official"; got {compat!r}')
+    return compat is not None
 
 
 def xent(model: nn.Module, batch: Batch) -> Tensor:
