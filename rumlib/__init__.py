@@ -4,10 +4,18 @@ Start with the notebooks, or with the five lines of the README. The order here i
 """
 
 from rumlib.algorithms import (
+    SSD,
+    UNSIR,
     Algorithm,
+    BadTeacher,
+    BoundaryExpand,
+    BoundaryShrink,
     Finetune,
+    Fisher,
+    InfluenceUnlearning,
     Keep,
     L1Sparse,
+    LastLayers,
     NegGrad,
     NegGradPlus,
     RandomLabel,
@@ -25,7 +33,8 @@ from rumlib.scores import Score, Trace, bands, entanglement, memorization, memor
 from rumlib.study import Cell, ForgetSet, Study, contrast, summarise, vary
 from rumlib.train import Recipe, accuracy, cost, features, fit, fit_many, predict
 
-__all__ = ["RUM", "Algorithm", "Cell", "Examples", "Finetune", "ForgetSet", "Keep", "L1Sparse", "NegGrad",
+__all__ = ["RUM", "SSD", "UNSIR", "Algorithm", "BadTeacher", "BoundaryExpand", "BoundaryShrink", "Cell", "Examples",
+           "Finetune", "Fisher", "ForgetSet", "InfluenceUnlearning", "Keep", "L1Sparse", "LastLayers", "NegGrad",
            "NegGradPlus", "Profile", "RandomLabel", "Recipe", "Refine", "Retrain", "SalUn", "Score", "Scrub",
            "Shuffled", "Study", "Trace", "accuracy", "bands", "build", "contrast", "cost", "describe", "disagreement",
            "entanglement", "evaluate", "features", "fit", "fit_many", "load", "memorization", "memorization_from",

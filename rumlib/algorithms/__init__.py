@@ -1,9 +1,15 @@
 """Everything that unlearns, one small object per method, under one contract (see `rumlib.algorithms.base`)."""
 
 from rumlib.algorithms.base import Algorithm, Keep, Retrain, xent
+from rumlib.algorithms.boundary import BoundaryExpand, BoundaryShrink
+from rumlib.algorithms.dampen import SSD, Fisher
 from rumlib.algorithms.distill import Scrub
 from rumlib.algorithms.gradient import Finetune, L1Sparse, NegGrad, NegGradPlus
+from rumlib.algorithms.influence import InfluenceUnlearning
+from rumlib.algorithms.layers import LastLayers
+from rumlib.algorithms.mislead import UNSIR, BadTeacher
 from rumlib.algorithms.relabel import RandomLabel, SalUn
 
-__all__ = ["Algorithm", "Finetune", "Keep", "L1Sparse", "NegGrad", "NegGradPlus", "RandomLabel", "Retrain", "SalUn",
-           "Scrub", "xent"]
+__all__ = ["SSD", "UNSIR", "Algorithm", "BadTeacher", "BoundaryExpand", "BoundaryShrink", "Finetune", "Fisher",
+           "InfluenceUnlearning", "Keep", "L1Sparse", "LastLayers", "NegGrad", "NegGradPlus", "RandomLabel", "Retrain",
+           "SalUn", "Scrub", "xent"]
