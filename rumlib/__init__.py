@@ -24,19 +24,46 @@ from rumlib.algorithms import (
     Scrub,
     xent,
 )
-from rumlib.data import Examples, load
-from rumlib.metrics import disagreement, evaluate, svc_mia, tow, tow_from_accuracies, tow_mia
+from rumlib.data import Examples, label_hash, load
+from rumlib.metrics import (
+    acceleration,
+    accuracies,
+    attack_feature,
+    disagreement,
+    disagreements,
+    evaluate,
+    mia_gap,
+    svc_mia,
+    tow,
+    tow_from_accuracies,
+    tow_mia,
+    weight_cosine,
+    weight_distance,
+)
 from rumlib.models import build, describe, mlp, resnet18, small_resnet
 from rumlib.profiles import Profile, profile
 from rumlib.rum import RUM, Refine, Shuffled
-from rumlib.scores import Score, Trace, bands, entanglement, memorization, memorization_from, proxy
+from rumlib.scores import (
+    Curvature,
+    Score,
+    Trace,
+    bands,
+    entanglement,
+    matched,
+    memorization,
+    memorization_from,
+    mmd,
+    neighbours,
+    proxy,
+)
 from rumlib.study import Cell, ForgetSet, Study, contrast, summarise, vary
 from rumlib.train import Recipe, accuracy, cost, features, fit, fit_many, predict
 
-__all__ = ["RUM", "SSD", "UNSIR", "Algorithm", "BadTeacher", "BoundaryExpand", "BoundaryShrink", "Cell", "Examples",
-           "Finetune", "Fisher", "ForgetSet", "InfluenceUnlearning", "Keep", "L1Sparse", "LastLayers", "NegGrad",
-           "NegGradPlus", "Profile", "RandomLabel", "Recipe", "Refine", "Retrain", "SalUn", "Score", "Scrub",
-           "Shuffled", "Study", "Trace", "accuracy", "bands", "build", "contrast", "cost", "describe", "disagreement",
-           "entanglement", "evaluate", "features", "fit", "fit_many", "load", "memorization", "memorization_from",
-           "mlp", "predict", "profile", "proxy", "resnet18", "small_resnet", "summarise", "svc_mia", "tow",
-           "tow_from_accuracies", "tow_mia", "vary", "xent"]
+__all__ = ["RUM", "SSD", "UNSIR", "Algorithm", "BadTeacher", "BoundaryExpand", "BoundaryShrink", "Cell", "Curvature",
+           "Examples", "Finetune", "Fisher", "ForgetSet", "InfluenceUnlearning", "Keep", "L1Sparse", "LastLayers",
+           "NegGrad", "NegGradPlus", "Profile", "RandomLabel", "Recipe", "Refine", "Retrain", "SalUn", "Score", "Scrub",
+           "Shuffled", "Study", "Trace", "acceleration", "accuracies", "accuracy", "attack_feature", "bands", "build",
+           "contrast", "cost", "describe", "disagreement", "disagreements", "entanglement", "evaluate", "features",
+           "fit", "fit_many", "label_hash", "load", "matched", "memorization", "memorization_from", "mia_gap", "mlp",
+           "mmd", "neighbours", "predict", "profile", "proxy", "resnet18", "small_resnet", "summarise", "svc_mia",
+           "tow", "tow_from_accuracies", "tow_mia", "vary", "weight_cosine", "weight_distance", "xent"]

@@ -119,6 +119,12 @@ def digest(*tensors: Tensor) -> str:
     return total.hexdigest()[:16]
 
 
+def label_hash(y: Tensor) -> str:
+    """Hash of labels in their order, which proves the order of published values: the first 16 hexadecimal digits of the
+    SHA-256 of y as little-endian int64 (in NumPy: ``sha256(y.astype("<i8").tobytes())``)."""
+    return hashlib.sha256(torch.as_tensor(y).cpu().numpy().astype("<i8").tobytes()).hexdigest()[:16]
+
+
 def as_input(x: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """Images as a model sees them: float on its device, uint8 scaled to [0, 1]."""
     x = x.to(device, non_blocking=True)

@@ -5,20 +5,26 @@
     attack(model, forget, retain, test)                      # that attack: share of the forget set called non-member
     disagreement(unlearned, retrained, examples)             # share of examples that the two classify differently
     evaluate(model, forget, retain, test)                    # the four numbers behind them, from one pass over the data
+    svc_mia(model, members, nonmembers, target, "entropy")   # the attack by any of its five features
+    mia_gap(unlearned, retrained, forget, retain, test)      # by how much the attack tells the two apart
+    accuracies(model, {"validation": v, "low": low})         # of any named sets; disagreements(a, b, sets) likewise
+    weight_distance(a, b), weight_cosine(a, b)               # in the space of weights
+    acceleration(spent, reference)                           # how many times cheaper than retraining
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import nan
+from math import inf, nan
 
 import torch
 from torch import Tensor, nn
 
 from rumlib.data import Examples
-from rumlib.train import correct, predict
+from rumlib.train import Cost, accuracy, correct, predict
 
-FEATURES = ("confidence",)
+FEATURES = ("confidence", "correctness", "entropy", "modified_entropy", "probabilities")
 
 
 @dataclass(frozen=True)
@@ -83,20 +89,98 @@ def disagreement(a: nn.Module, b: nn.Module, examples: Examples) -> float:
     return (predict(a, examples).argmax(1) != predict(b, examples).argmax(1)).float().mean().item()
 
 
+def accuracies(model: nn.Module, sets: Mapping[str, Examples]) -> dict[str, float]:
+    """Share of examples classified right in each of the named sets: validation, test, the parts of a forget set."""
+    return {name: accuracy(model, examples) for name, examples in sets.items()}
+
+
+def disagreements(a: nn.Module, b: nn.Module, sets: Mapping[str, Examples]) -> dict[str, float]:
+    """`disagreement` on each of the named sets, and "overall", on all their examples together."""
+    shares = {name: disagreement(a, b, examples) for name, examples in sets.items()}
+    total = sum(share * len(sets[name]) for name, share in shares.items())
+    return {**shares, "overall": total / sum(len(examples) for examples in sets.values())}
+
+
+def weight_distance(a: nn.Module, b: nn.Module) -> float:
+    """Euclidean distance of the parameters of two models of one architecture; 0: the same. No buffers."""
+    return (_flat(a, b) - _flat(b, a)).norm().item()
+
+
+def weight_cosine(a: nn.Module, b: nn.Module) -> float:
+    """Cosine of the angle between the parameters of two models of one architecture, in [-1, 1]; 1: one direction."""
+    return torch.nn.functional.cosine_similarity(_flat(a, b), _flat(b, a), dim=0).item()
+
+
+def _flat(model: nn.Module, other: nn.Module) -> Tensor:
+    shapes, others = ({name: tuple(p.shape) for name, p in m.named_parameters()} for m in (model, other))
+    if shapes != others:
+        raise ValueError(f"the models differ in architecture: {dict(shapes.items() ^ others.items())}")
+    return torch.cat([p.detach().double().cpu().flatten() for p in model.parameters()])
+
+
+def acceleration(spent: Cost, reference: Cost, of: str = "seconds") -> float:
+    """Run-time efficiency: how many times less was spent than for the reference (retraining); above 1 is cheaper.
+
+    of: "seconds", "examples" or "steps". Infinite where nothing was spent.
+    """
+    if of not in ("seconds", "examples", "steps"):
+        raise ValueError(f"cost is counted in seconds, examples and steps; got {of!r}")
+    return getattr(reference, of) / getattr(spent, of) if getattr(spent, of) else inf
+
+
 # -- Membership inference ---------------------------------------------------------------------------------------------
 
 
 def svc_mia(model: nn.Module, members: Examples, nonmembers: Examples, target: Examples, feature: str = "confidence", *,
-            seed: int = 0) -> float:
+            seed: int = 0, compat: str | None = None) -> float:
     """Share of `target` that a support-vector machine calls non-member, in [0, 1].
 
     It is fitted on one feature of members and non-members, RBF kernel, C = 3, gamma = "auto", as in the official code.
-    feature: "confidence", the probability given to the true class.
+    feature: "confidence", the one that the papers report, or another one of `attack_feature`.
+    """
+    sets = (members, nonmembers, target)
+    return _called_nonmember(*(attack_feature(predict(model, s), s.y, feature, compat=compat) for s in sets), seed)
+
+
+def mia_gap(unlearned: nn.Module, retrained: nn.Module, forget: Examples, retain: Examples, test: Examples, *,
+            seed: int = 0) -> float:
+    """|MIA of unlearned - MIA of retrained|, of `Evaluation.mia`, in [0, 1]; 0: the attack tells nothing."""
+    u, r = (evaluate(model, forget, retain, test, seed=seed) for model in (unlearned, retrained))
+    return abs(u.mia - r.mia)
+
+
+def attack_feature(logits: Tensor, y: Tensor, feature: str, *, compat: str | None = None) -> Tensor:
+    """What the attacker looks at, (n,), or (n, classes) for "probabilities"; p is softmax of the logits.
+
+    confidence         p_y                              correctness    1 if the largest p is p_y, else 0
+    entropy            -sum p log p, in nats            probabilities  p itself
+    modified_entropy   -(1 - p_y) log p_y - sum over c != y of p_c log(1 - p_c) (Song and Mittal, USENIX Security 2021);
+                       with compat="official" what the published code computes: -(1 - p_c) log p_c for each class c that
+                       is the label of any example of the set, -p_c log p_c for the others
     """
     if feature not in FEATURES:
         raise ValueError(f"unknown feature {feature!r}; choose one of {', '.join(FEATURES)}")
-    sets = (members, nonmembers, target)
-    return _called_nonmember(*(confidence(predict(model, s), s.y) for s in sets), seed)
+    if compat not in (None, "official"):
+        raise ValueError(f'compat must be None or "official"; got {compat!r}')
+    y, p = y.cpu(), logits.softmax(1)
+    match feature:
+        case "confidence":
+            return confidence(logits, y)
+        case "correctness":
+            return correct(logits, y).float()
+        case "entropy":
+            return -(p * _log(p)).sum(1)
+        case "probabilities":
+            return p
+    own = torch.zeros_like(p, dtype=torch.bool).scatter(1, y[:, None], True)
+    if compat:
+        own[:, y.unique()] = True
+        return -torch.where(own, (1 - p) * _log(p), p * _log(p)).sum(1)
+    return -torch.where(own, (1 - p) * _log(p), p * _log(1 - p)).sum(1)
+
+
+def _log(p: Tensor) -> Tensor:
+    return p.clamp(min=1e-30).log()
 
 
 def confidence(logits: Tensor, y: Tensor) -> Tensor:
@@ -111,5 +195,5 @@ def _called_nonmember(members: Tensor, nonmembers: Tensor, target: Tensor, seed:
     if not x.isfinite().all() or not target.isfinite().all():
         raise FloatingPointError("the model gives NaN or infinite logits: it cannot be attacked")
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    machine = SVC(C=3, gamma="auto", kernel="rbf").fit(x[order, None].numpy(), label[order].numpy())
-    return float(1 - machine.predict(target[:, None].numpy()).mean())
+    machine = SVC(C=3, gamma="auto", kernel="rbf").fit(x[order].view(len(x), -1).numpy(), label[order].numpy())
+    return float(1 - machine.predict(target.view(len(target), -1).numpy()).mean())

@@ -2,25 +2,33 @@
 
     score = memorization(make_model, train, recipe, models=128)    # subset estimator, with its standard error
     trace = Trace(train); fit(make_model, train, recipe, trace=trace)
-    score = proxy("confidence", trace)                             # from one ordinary training run
+    score = proxy("confidence", trace)                             # from one ordinary training run, as five others
+    score = proxy("holdout_retraining", model, train, holdout=held_out)
     score = Score("my own", values, train.index)
+    score = Score.read("published.npz", "memorization", train, labels="labels")    # only if the order is proven
     forget, retain = train.split(score.pick(100, "high"))          # or low, medium, mix
-    entanglement(features(model, retain), features(model, forget)) # of a whole forget set
+    entanglement(features(model, retain), features(model, forget)) # of a whole forget set; also mmd
+    bands, neighbours, matched                                     # forget sets that differ in entanglement
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from rumlib.data import Examples, digest
+from rumlib.data import Examples, as_input, digest, label_hash
 from rumlib.models import Factory
-from rumlib.train import Recipe, correct, derive, fit_many, predict
+from rumlib.train import Recipe, correct, derive, evaluating, fit, fit_many, predict
 
 LEVELS = ("low", "medium", "high", "mix")
-PROXIES = ("confidence",)
+TRACED = ("confidence", "max_confidence", "entropy", "binary_accuracy")
+PROXIES = (*TRACED, "holdout_retraining", "loss_curvature")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +71,42 @@ class Score:
 
     def __repr__(self) -> str:
         return f"Score({self.name!r}, n={len(self)}, {self.digest})"
+
+    @classmethod
+    def read(cls, path: str | Path, key: str, examples: Examples, *, labels: str | None = None,
+             labels_hash: str | None = None, name: str | None = None, middle: float | None = None) -> Score:
+        """Published values, column `key` of a .npz or .csv file with one value per example of the whole data set.
+
+        That its order is that of `examples.index` has to be proven by the labels: `labels` names the column of the file
+        that holds them, or `labels_hash` is their `rumlib.label_hash` (then `examples` must be the whole data set).
+        Nothing is unpickled. Raises ValueError if the file does not hold what is asked for or the proof fails.
+        """
+        columns = _columns(Path(path))
+        for wanted in (key, labels) if labels else (key,):
+            if wanted not in columns:
+                raise ValueError(f"{path} has no {wanted!r}; it has {', '.join(columns)}")
+        values = columns[key]
+        if values.ndim != 1 or not np.issubdtype(values.dtype, np.number):
+            raise ValueError(f"{key!r} of {path} must be one number per example; got {values.dtype} {values.shape}")
+        if int(examples.index.max()) >= len(values):
+            raise ValueError(f"{path} has {len(values)} values; examples go up to index {int(examples.index.max())}")
+        if labels is not None:
+            theirs = torch.as_tensor(columns[labels])
+            if len(theirs) != len(values):
+                raise ValueError(f"{path} has {len(values)} values and {len(theirs)} labels")
+            differ = theirs[examples.index] != examples.y
+            if differ.any():
+                raise ValueError(f"{path} is in another order, or of other data: the labels of {int(differ.sum())} of "
+                                 f"{len(examples)} examples differ")
+        elif labels_hash is not None:
+            if not torch.equal(examples.index, torch.arange(len(values))):
+                raise ValueError(f"labels_hash speaks of all {len(values)} examples in order; got {len(examples)} of them")
+            if label_hash(examples.y) != labels_hash:
+                raise ValueError(f"{path} is in another order, or of other data: the labels hash to "
+                                 f"{label_hash(examples.y)}, not {labels_hash}")
+        else:
+            raise ValueError("nothing proves the order of the file; give labels=, its column of labels, or labels_hash=")
+        return cls(name or key, torch.as_tensor(values)[examples.index], examples.index, middle=middle)
 
     def of(self, examples: Examples) -> Tensor:
         """The values of these examples, in their order. Raises ValueError for examples that the score does not cover."""
@@ -204,51 +248,198 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 class Trace:
     """What one training run shows of each example, collected from the training forward passes themselves.
 
-    Pass it to ``fit(..., trace=trace)``. Each example is seen once an epoch: in train mode, before the step.
+    Pass it to ``fit(..., trace=trace)``. Each example is seen once an epoch: in train mode, before the step. The fields
+    named in TRACED hold sums over the epochs that are complete, (n,) each; `seconds`, what collecting them took.
     """
 
     def __init__(self, examples: Examples):
         self.index = examples.index
-        self.seen = torch.zeros(len(examples))
-        self.confidence = torch.zeros(len(examples))         # sum over epochs of the probability of the true class
+        self.seen, *sums = torch.zeros(1 + len(TRACED), len(examples)).unbind()
+        self.confidence, self.max_confidence, self.entropy, self.binary_accuracy = sums
+        self.seconds = 0.0
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._rows = 0
 
     def __call__(self, rows: Tensor, logits: Tensor, y: Tensor) -> None:
-        p = logits.float().softmax(1).gather(1, y[:, None])[:, 0].cpu()
-        self.confidence[rows] += p
-        self.seen[rows] += 1
+        start = time.perf_counter()
+        self._waiting.append((rows, logits, y))
+        self._rows += len(rows)
+        if self._rows >= len(self.seen):                     # once an epoch: batch by batch it takes ten times as long
+            self.flush()
+        self.seconds += time.perf_counter() - start
+
+    def flush(self) -> None:
+        """Take into account what has been seen since the last epoch was complete."""
+        if not self._waiting:
+            return
+        rows, logits, y = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+        self._waiting, self._rows = [], 0
+        logp = logits.float().log_softmax(1)                 # finite, and so is p log p where p underflows to 0
+        p = logp.exp()
+        best = p.max(1)
+        for sums, values in ((self.seen, torch.ones(len(y))),
+                             (self.confidence, p.gather(1, y[:, None])[:, 0]),
+                             (self.max_confidence, best.values),
+                             (self.entropy, -(p * logp).sum(1)),
+                             (self.binary_accuracy, (best.indices == y).float())):
+            sums.index_add_(0, rows, values.cpu())
 
 
-def proxy(name: str, trace: Trace) -> Score:
-    """A stand-in for memorization at the price of one training run (arXiv 2410.16516).
+class Curvature:
+    """The curvature of the loss at each example, summed over the batches of a training run; ``fit(..., probe=probe)``.
 
-    "confidence": the probability of the true class, averaged over the epochs. It falls with memorization, so the
-    score is 1 - confidence: in every Score, higher means more memorized.
+    Two passes more for each batch: it costs about as much again as the training itself (`seconds` of it).
+    """
+
+    def __init__(self, examples: Examples, *, step: float = 0.01):
+        self.index, self.step = examples.index, step
+        self.seen, self.curvature = torch.zeros(2, len(examples)).unbind()
+        self.seconds = 0.0
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rows: Tensor) -> None:
+        start = time.perf_counter()
+        self.curvature.index_add_(0, rows, curvature(model, x, y, step=self.step).float().cpu())
+        self.seen.index_add_(0, rows, torch.ones(len(rows)))
+        self.seconds += time.perf_counter() - start
+
+
+# Fine-tuning on held-out examples: the official defaults, but for their stop after 4 epochs without a lower loss. (On
+# the digits smaller batches and long, large steps rank best.)
+HOLDOUT = Recipe(epochs=30, lr=0.1, batch_size=256, schedule="constant")
+
+
+def proxy(name: str, source: Trace | Curvature | nn.Module, examples: Examples | None = None, *,
+          holdout: Examples | None = None, recipe: Recipe = HOLDOUT, seed: int = 0, compat: str | None = None) -> Score:
+    """A stand-in for memorization at the price of one training run, or less (arXiv 2410.16516). In every Score, higher
+    means more memorized.
+
+    From a Trace of the training, as means over its epochs:
+        confidence          1 - probability of the true class
+        max_confidence      1 - largest probability
+        entropy             of the probabilities, in nats
+        binary_accuracy     share of epochs in which the example was classified wrong
+    From a Curvature of the training, as mean over its epochs, or from a trained model and `examples`:
+        loss_curvature      |change of the input gradient of the loss over a small step along its sign|
+    From a trained model and `examples` that it was trained on:
+        holdout_retraining  symmetric KL divergence between the model's predictions before and after fine-tuning on
+                            `holdout`, examples that it was not trained on, with `recipe` and `seed`. They must be a
+                            part of the training data set aside, told by their index: with compat="official" any will
+                            do, so also the test set of the published code, which then leaks into the forget sets
     """
     if name not in PROXIES:
         raise ValueError(f"unknown proxy {name!r}; choose one of {', '.join(PROXIES)}")
-    if (trace.seen == 0).any():
-        raise ValueError(f"the trace has not seen {int((trace.seen == 0).sum())} examples: pass it to fit(..., trace=) "
+    wanted = Trace if name in TRACED else nn.Module if name == "holdout_retraining" else (Curvature, nn.Module)
+    if not isinstance(source, wanted):
+        raise TypeError(f"the proxy {name!r} needs {_article(wanted)}; got a {type(source).__name__}")
+    if isinstance(source, nn.Module) and examples is None:
+        raise ValueError(f"the proxy {name!r} of a model needs the examples to score")
+    if name == "holdout_retraining":
+        return Score(name, _moved(source, examples, holdout, recipe, seed, compat), examples.index)
+    if name == "loss_curvature" and isinstance(source, nn.Module):
+        probe, device = Curvature(examples), next(source.parameters()).device
+        for rows in torch.arange(len(examples)).split(256):
+            probe(source, as_input(examples.x[rows], device), examples.y[rows].to(device), rows)
+        source = probe
+    if isinstance(source, Trace):
+        source.flush()
+    if (source.seen == 0).any():
+        raise ValueError(f"the trace has not seen {int((source.seen == 0).sum())} examples: pass it to fit(..., trace=) "
                          f"for at least one epoch")
-    return Score(name, 1 - trace.confidence / trace.seen, trace.index)
+    mean = (source.curvature if name == "loss_curvature" else getattr(source, name)) / source.seen
+    return Score(name, mean if name in ("entropy", "loss_curvature") else 1 - mean, source.index)
+
+
+def _article(kinds: type | tuple[type, ...]) -> str:
+    return " or ".join(f"a {kind.__name__}" for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+
+
+def _moved(model: nn.Module, examples: Examples, holdout: Examples | None, recipe: Recipe, seed: int,
+           compat: str | None) -> Tensor:
+    if compat not in (None, "official"):
+        raise ValueError(f'compat must be None or "official"; got {compat!r}')
+    if holdout is None or not len(holdout):
+        raise ValueError("holdout_retraining needs holdout=, examples that the model was not trained on")
+    shared = torch.isin(holdout.index, examples.index)
+    if shared.any() and not compat:
+        raise ValueError(f"{int(shared.sum())} examples of the holdout set are among those to score: hold out a part of "
+                         f"the training data (the test set only with compat='official')")
+    before, after = (predict(m, examples).softmax(1) for m in (model, fit(model, holdout, recipe, seed=seed)))
+    return symmetric_kl(before, after)
+
+
+def symmetric_kl(p: Tensor, q: Tensor) -> Tensor:
+    """(n,) half the sum of both KL divergences between rows of probabilities (n, classes), cut off at 1e-10."""
+    p, q = p.clamp(min=1e-10), q.clamp(min=1e-10)
+    return ((p - q) * (p.log() - q.log())).sum(1) / 2
+
+
+def curvature(model: nn.Module, x: Tensor, y: Tensor, *, step: float = 0.01) -> Tensor:
+    """(n,) for each example |grad L(x + z) - grad L(x)|, gradients by x in eval mode, z = step sign(grad L(x)) of
+    length `step`; not divided by it, as published."""
+    def slope(x):
+        x = x.detach().requires_grad_(True)
+        return torch.autograd.grad(F.cross_entropy(model(x).float(), y, reduction="sum"), x)[0]
+
+    with evaluating(model), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        before = slope(x)
+        way = before.sign()
+        z = step * way / (way.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1)) + 1e-7)
+        return (slope(x + z) - before).flatten(1).norm(dim=1)
+
+
+def _columns(path: Path) -> dict[str, np.ndarray]:
+    if path.suffix == ".csv":
+        import pandas as pd
+
+        frame = pd.read_csv(path)
+        return {name: frame[name].to_numpy() for name in frame}
+    if path.suffix != ".npz":
+        raise ValueError(f"published scores are read from .npz and .csv files; got {path.name}")
+    with np.load(path, allow_pickle=False) as file:
+        try:
+            return {name: file[name] for name in file.files}
+        except ValueError as problem:
+            raise ValueError(f"{path} holds Python objects, which are never unpickled: {problem}") from problem
 
 
 # -- Entanglement -----------------------------------------------------------------------------------------------------
 
 
-def entanglement(retain_features: Tensor, forget_features: Tensor) -> float:
+def entanglement(retain_features: Tensor, forget_features: Tensor, *, compat: str | None = None,
+                 batch_size: int = 256) -> float:
     """Entanglement score of a forget set with the rest, from embeddings (n, d) of the original model; >= 0.
 
     ES = intra / inter: the two mean squared distances to the own mean, over half the squared distances of the means
-    from their unweighted middle. Higher is more entangled (NeurIPS 2024, section 4.1).
+    from their unweighted middle. Higher is more entangled (NeurIPS 2024, section 4.1). With compat="official" each mean
+    embedding is the mean of the means of batches, so that a short last batch counts too much.
     """
     r, s = retain_features.double(), forget_features.double()
     if not len(r) or not len(s):
         raise ValueError(f"entanglement needs both sets; got {len(r)} retain and {len(s)} forget embeddings")
-    mean_r, mean_s = r.mean(0), s.mean(0)
+    if compat not in (None, "official"):
+        raise ValueError(f'compat must be None or "official"; got {compat!r}')
+    size = batch_size if compat else max(len(r), len(s))
+    mean_r, mean_s = (torch.stack([batch.mean(0) for batch in part.split(size)]).mean(0) for part in (r, s))
     middle = (mean_r + mean_s) / 2
     intra = (r - mean_r).square().sum(1).mean() + (s - mean_s).square().sum(1).mean()
     inter = ((mean_r - middle).square().sum() + (mean_s - middle).square().sum()) / 2
     return (intra / inter).item()
+
+
+def mmd(a: Tensor, b: Tensor, gamma: float = 1.0, *, block: int = 2048) -> float:
+    """Squared maximum mean discrepancy of two sets of embeddings (n, d) and (m, d); >= 0, 0 for equal sets.
+
+    Biased V-statistic, kernel exp(-gamma |x - y|^2), gamma 1 as published (which reports the root of the result); never
+    more than block x block kernel values in memory.
+    """
+    def mean(a, b):
+        total = sum(torch.exp(-gamma * torch.cdist(x, y).square()).sum() for x in a.split(block) for y in b.split(block))
+        return total / (len(a) * len(b))
+
+    a, b = a.double(), b.double()
+    if not len(a) or not len(b):
+        raise ValueError(f"mmd needs two sets; got {len(a)} and {len(b)} embeddings")
+    return (mean(a, a) + mean(b, b) - 2 * mean(a, b)).item()
 
 
 def bands(embedding: Tensor, count: int) -> list[Tensor]:
@@ -262,3 +453,38 @@ def bands(embedding: Tensor, count: int) -> list[Tensor]:
         raise ValueError(f"{len(embedding)} examples cannot be cut into {count} bands")
     distance = (embedding - embedding.mean(0)).norm(dim=1)
     return [band.sort().values for band in distance.argsort(stable=True)[:size * count].split(size)]
+
+
+def neighbours(embedding: Tensor, seed: int, k: int) -> Tensor:
+    """Positions, ascending, of the example at position `seed` and its k nearest in the embedding (n, d)."""
+    if not 0 < k < len(embedding):
+        raise ValueError(f"k must be in 1..{len(embedding) - 1}; got {k}")
+    distance = (embedding - embedding[seed]).norm(dim=1)
+    distance[seed] = -1                                      # before any double of it
+    return distance.argsort(stable=True)[:k + 1].sort().values
+
+
+def matched(values: Tensor, embedding: Tensor, n: int, *, bins: int = 20) -> dict[str, Tensor]:
+    """Three forget sets of n examples, positions ascending, alike in `values` and different in entanglement.
+
+    Of each of `bins` equal groups by `values` (n_all,), such as memorization, every set takes as many. Within the groups
+    they are chosen along the first principal component of the embedding (n_all, d): from its end, where a set lies apart
+    from the rest, from the middle, where it lies amid the rest, or from between. Named low, medium and high by their
+    measured `entanglement`.
+    """
+    if not bins <= n <= len(values) // 2:
+        raise ValueError(f"choose n in {bins}..{len(values) // 2} (bins to half of all examples); got {n}")
+    centred = (embedding - embedding.mean(0)).double()
+    along = centred @ torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -1]
+    groups = values.argsort(stable=True).tensor_split(bins)
+    sizes = [len(part) for part in torch.arange(n).tensor_split(bins)]
+    sets = []
+    for place in (1.0, 0.75, 0.5):
+        rows = []
+        for group, size in zip(groups, sizes, strict=True):
+            start = round(place * (len(group) - size))
+            rows.append(group[along[group].argsort(stable=True)[start:start + size]])
+        sets.append(torch.cat(rows).sort().values)
+    everything = torch.arange(len(values))
+    sets.sort(key=lambda rows: entanglement(embedding[~torch.isin(everything, rows)], embedding[rows]))
+    return dict(zip(("low", "medium", "high"), sets, strict=True))

@@ -42,9 +42,21 @@ from rumlib.data import Examples, digest, load
 from rumlib.metrics import Evaluation, evaluate, tow_from_accuracies
 from rumlib.models import build, describe
 from rumlib.profiles import Profile, profile
-from rumlib.scores import Bank, Score, Trace, bands, entanglement, proxy
+from rumlib.scores import (
+    HOLDOUT,
+    PROXIES,
+    TRACED,
+    Bank,
+    Curvature,
+    Score,
+    Trace,
+    bands,
+    entanglement,
+    matched,
+    proxy,
+)
 from rumlib.scores import bank as train_bank
-from rumlib.train import cost, features, fit, predict
+from rumlib.train import cost, derive, features, fit, predict
 
 CHUNK = 32                                                   # subset models per task: enough to fill batched products
 
@@ -298,7 +310,27 @@ class Study:
         with cost() as spent:
             model = fit(self.profile.make_model, self.train, self.profile.recipe, seed=seed, trace=trace)
         tensors = {f"weights/{name}": value for name, value in model.state_dict().items()}
-        return {**asdict(spent), "tensors": tensors | {"confidence": trace.confidence, "seen": trace.seen}}
+        tensors |= {name: getattr(trace, name) for name in (*TRACED, "seen")}
+        return {**asdict(spent), "trace_seconds": trace.seconds, "tensors": tensors}
+
+    @remembered(*TRAINING, "scores")
+    def probed(self, name: str, seed: int) -> dict:
+        """A proxy that needs passes of its own, and the seconds that these took."""
+        if name == "loss_curvature":
+            probe = Curvature(self.train)
+            fit(self.profile.make_model, self.train, self.profile.recipe, seed=seed, probe=probe)
+            return {"seconds": probe.seconds, "tensors": {"values": proxy(name, probe).values}}
+        start, values = time.perf_counter(), torch.empty(len(self.train))
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(derive(seed, "held out")))
+        for tenth in order.tensor_split(10)[:2]:             # the second run scores what the first one held out
+            mask = torch.zeros(len(self.train), dtype=torch.bool)
+            mask[tenth] = True
+            held_out, known = self.train.split(mask)
+            model = fit(self.profile.make_model, known, self.profile.recipe, seed=seed)
+            recipe = replace(HOLDOUT, batch_size=self.profile.recipe.batch_size)
+            scored = proxy(name, model, known, holdout=held_out, recipe=recipe, seed=seed)
+            values[~mask] = scored.values
+        return {"seconds": time.perf_counter() - start, "tensors": {"values": values}}
 
     @remembered(*TRAINING, "metrics")
     def oracle(self, forget: ForgetSet, seed: int) -> dict:
@@ -342,9 +374,12 @@ class Study:
 
     def proxy(self, name: str, seed: int = 0) -> Score:
         """A proxy of memorization from the training of the original model with that seed."""
+        if name in PROXIES and name not in TRACED:
+            return Score(name, self.probed(name, seed)["tensors"]["values"], self.train.index)
         tensors = self.original(seed)["tensors"]
         trace = Trace(self.train)
-        trace.confidence, trace.seen = tensors["confidence"], tensors["seen"]
+        for field_ in (*TRACED, "seen"):
+            setattr(trace, field_, tensors[field_])
         return proxy(name, trace)
 
     @lru_cache(maxsize=32)                                   # noqa: B019  few studies, each lives as long as its process
@@ -391,6 +426,17 @@ class Study:
             mask = torch.zeros(len(self.train), dtype=torch.bool)
             mask[rows] = True
             sets.append(self.forget_set(f"band {k}", mask, entanglement=entanglement(embedding[~mask], embedding[mask])))
+        return sets
+
+    def matched(self) -> list[ForgetSet]:
+        """Forget sets of one histogram of memorization and low, medium and high entanglement."""
+        embedding = features(self.model(self.profile.seeds[0]), self.train)
+        sets = []
+        for level, rows in matched(self.score.values, embedding, self.profile.set_size).items():
+            mask = torch.zeros(len(self.train), dtype=torch.bool)
+            mask[rows] = True
+            score = entanglement(embedding[~mask], embedding[mask])
+            sets.append(self.forget_set(f"matched {level}", mask, entanglement=score))
         return sets
 
     def unlearn(self, cells: Iterable[Cell]) -> pd.DataFrame:

@@ -139,18 +139,22 @@ def shuffled(examples: Examples, size: int, random: torch.Generator, *, device="
 
 
 def fit(model: nn.Module | Factory, examples: Examples, recipe: Recipe, *, seed: int = 0,
-        trace: Callable[[Tensor, Tensor, Tensor], None] | None = None) -> nn.Module:
+        trace: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+        probe: Callable[[nn.Module, Tensor, Tensor, Tensor], None] | None = None) -> nn.Module:
     """A new model, trained on `examples` with cross-entropy.
 
     A module is trained on from (a copy of) its weights, a factory from weights drawn from `seed`; `seed` also draws
     the order of the examples and what a model draws itself. `trace(rows, logits, y)` sees each training batch as it
-    passes (see `rumlib.scores.Trace`).
+    passes (see `rumlib.scores.Trace`); `probe(model, x, y, rows)` may try the model on it before
+    (`rumlib.scores.Curvature`).
     """
     model = copy.deepcopy(model) if isinstance(model, nn.Module) else build(model, seed)
     fits(model, examples)
     device = next(model.parameters()).device
 
     def loss(model, x, y, rows):
+        if probe is not None:
+            probe(model, x, y, rows)
         logits = model(x)
         if trace is not None:
             trace(rows, logits.detach(), y)
