@@ -81,17 +81,14 @@ class Score:
         that holds them, or `labels_hash` is their `rumlib.label_hash` (then `examples` must be the whole data set).
         Nothing is unpickled. Raises ValueError if the file does not hold what is asked for or the proof fails.
         """
-        columns = _columns(Path(path))
-        for wanted in (key, labels) if labels else (key,):
-            if wanted not in columns:
-                raise ValueError(f"{path} has no {wanted!r}; it has {', '.join(columns)}")
+        columns = _columns(Path(path), [name for name in (key, labels) if name is not None])
         values = columns[key]
         if values.ndim != 1 or not np.issubdtype(values.dtype, np.number):
             raise ValueError(f"{key!r} of {path} must be one number per example; got {values.dtype} {values.shape}")
         if int(examples.index.max()) >= len(values):
             raise ValueError(f"{path} has {len(values)} values; examples go up to index {int(examples.index.max())}")
         if labels is not None:
-            theirs = torch.as_tensor(columns[labels])
+            theirs = torch.tensor(columns[labels])
             if len(theirs) != len(values):
                 raise ValueError(f"{path} has {len(values)} values and {len(theirs)} labels")
             differ = theirs[examples.index] != examples.y
@@ -100,13 +97,14 @@ class Score:
                                  f"{len(examples)} examples differ")
         elif labels_hash is not None:
             if not torch.equal(examples.index, torch.arange(len(values))):
-                raise ValueError(f"labels_hash speaks of all {len(values)} examples in order; got {len(examples)} of them")
+                raise ValueError(f"labels_hash speaks of all {len(values)} examples in order; got {len(examples)}")
             if label_hash(examples.y) != labels_hash:
                 raise ValueError(f"{path} is in another order, or of other data: the labels hash to "
                                  f"{label_hash(examples.y)}, not {labels_hash}")
         else:
-            raise ValueError("nothing proves the order of the file; give labels=, its column of labels, or labels_hash=")
-        return cls(name or key, torch.as_tensor(values)[examples.index], examples.index, middle=middle)
+            raise ValueError("nothing proves the order of the file: give labels=, its column of labels, or "
+                             "labels_hash=")
+        return cls(name or key, torch.tensor(values)[examples.index], examples.index, middle=middle)
 
     def of(self, examples: Examples) -> Tensor:
         """The values of these examples, in their order. Raises ValueError for examples that the score does not cover."""
@@ -343,8 +341,9 @@ def proxy(name: str, source: Trace | Curvature | nn.Module, examples: Examples |
     if isinstance(source, Trace):
         source.flush()
     if (source.seen == 0).any():
-        raise ValueError(f"the trace has not seen {int((source.seen == 0).sum())} examples: pass it to fit(..., trace=) "
-                         f"for at least one epoch")
+        kind = type(source).__name__
+        raise ValueError(f"the {kind.lower()} has not seen {int((source.seen == 0).sum())} examples: pass it to "
+                         f"fit(..., {'trace' if kind == 'Trace' else 'probe'}=) for at least one epoch")
     mean = (source.curvature if name == "loss_curvature" else getattr(source, name)) / source.seen
     return Score(name, mean if name in ("entropy", "loss_curvature") else 1 - mean, source.index)
 
@@ -361,8 +360,8 @@ def _moved(model: nn.Module, examples: Examples, holdout: Examples | None, recip
         raise ValueError("holdout_retraining needs holdout=, examples that the model was not trained on")
     shared = torch.isin(holdout.index, examples.index)
     if shared.any() and not compat:
-        raise ValueError(f"{int(shared.sum())} examples of the holdout set are among those to score: hold out a part of "
-                         f"the training data (the test set only with compat='official')")
+        raise ValueError(f"{int(shared.sum())} examples of the holdout set are among those to score: hold out a part "
+                         f"of the training data (the test set only with compat='official')")
     before, after = (predict(m, examples).softmax(1) for m in (model, fit(model, holdout, recipe, seed=seed)))
     return symmetric_kl(before, after)
 
@@ -378,7 +377,7 @@ def curvature(model: nn.Module, x: Tensor, y: Tensor, *, step: float = 0.01) -> 
     length `step`; not divided by it, as published."""
     def slope(x):
         x = x.detach().requires_grad_(True)
-        return torch.autograd.grad(F.cross_entropy(model(x).float(), y, reduction="sum"), x)[0]
+        return torch.autograd.grad(F.cross_entropy(model(x), y, reduction="sum"), x)[0]
 
     with evaluating(model), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         before = slope(x)
@@ -387,17 +386,25 @@ def curvature(model: nn.Module, x: Tensor, y: Tensor, *, step: float = 0.01) -> 
         return (slope(x + z) - before).flatten(1).norm(dim=1)
 
 
-def _columns(path: Path) -> dict[str, np.ndarray]:
+def _columns(path: Path, names: list[str]) -> dict[str, np.ndarray]:
+    """These columns of the file and no others: beside the scores there may be gigabytes of influences."""
+    def check(present):
+        for name in names:
+            if name not in present:
+                raise ValueError(f"{path} has no {name!r}; it has {', '.join(present)}")
+
     if path.suffix == ".csv":
         import pandas as pd
 
         frame = pd.read_csv(path)
-        return {name: frame[name].to_numpy() for name in frame}
+        check(list(frame))
+        return {name: frame[name].to_numpy() for name in names}
     if path.suffix != ".npz":
         raise ValueError(f"published scores are read from .npz and .csv files; got {path.name}")
     with np.load(path, allow_pickle=False) as file:
+        check(file.files)
         try:
-            return {name: file[name] for name in file.files}
+            return {name: file[name] for name in names}
         except ValueError as problem:
             raise ValueError(f"{path} holds Python objects, which are never unpickled: {problem}") from problem
 
@@ -433,8 +440,8 @@ def mmd(a: Tensor, b: Tensor, gamma: float = 1.0, *, block: int = 2048) -> float
     more than block x block kernel values in memory.
     """
     def mean(a, b):
-        total = sum(torch.exp(-gamma * torch.cdist(x, y).square()).sum() for x in a.split(block) for y in b.split(block))
-        return total / (len(a) * len(b))
+        blocks = (torch.cdist(x, y) for x in a.split(block) for y in b.split(block))
+        return sum(torch.exp(-gamma * distance.square()).sum() for distance in blocks) / (len(a) * len(b))
 
     a, b = a.double(), b.double()
     if not len(a) or not len(b):
@@ -467,10 +474,10 @@ def neighbours(embedding: Tensor, seed: int, k: int) -> Tensor:
 def matched(values: Tensor, embedding: Tensor, n: int, *, bins: int = 20) -> dict[str, Tensor]:
     """Three forget sets of n examples, positions ascending, alike in `values` and different in entanglement.
 
-    Of each of `bins` equal groups by `values` (n_all,), such as memorization, every set takes as many. Within the groups
-    they are chosen along the first principal component of the embedding (n_all, d): from its end, where a set lies apart
-    from the rest, from the middle, where it lies amid the rest, or from between. Named low, medium and high by their
-    measured `entanglement`.
+    Of each of `bins` equal groups by `values` (n_all,), such as memorization, every set takes as many. Within groups
+    they are chosen along the first principal component of the embedding (n_all, d): from its end, where a set lies
+    apart from the rest, from the middle, where it lies amid the rest, or from between. Named low, medium and high by
+    their measured `entanglement`.
     """
     if not bins <= n <= len(values) // 2:
         raise ValueError(f"choose n in {bins}..{len(values) // 2} (bins to half of all examples); got {n}")
