@@ -22,7 +22,7 @@ from rumlib.models import build, describe, mlp, resnet18, small_resnet
 from rumlib.profiles import Profile, profile
 from rumlib.rum import RUM, Refine, Shuffled
 from rumlib.scores import Score, Trace, bands, entanglement, memorization, memorization_from, proxy
-from rumlib.study import Cell, ForgetSet, Study, contrast, summarise, vary
+from rumlib.study import Cell, ForgetSet, Study, contrast, summarise, tow_between, vary
 from rumlib.train import Recipe, accuracy, cost, features, fit, fit_many, predict
 
 __all__ = ["RUM", "Algorithm", "Cell", "Examples", "Finetune", "ForgetSet", "Keep", "L1Sparse", "NegGrad",
@@ -30,4 +30,4 @@ __all__ = ["RUM", "Algorithm", "Cell", "Examples", "Finetune", "ForgetSet", "Kee
            "Shuffled", "Study", "Trace", "accuracy", "bands", "build", "contrast", "cost", "describe", "disagreement",
            "entanglement", "evaluate", "features", "fit", "fit_many", "load", "memorization", "memorization_from",
            "mlp", "predict", "profile", "proxy", "resnet18", "small_resnet", "summarise", "svc_mia", "tow",
-           "tow_from_accuracies", "tow_mia", "vary", "xent"]
+           "tow_between", "tow_from_accuracies", "tow_mia", "vary", "xent"]
