@@ -24,17 +24,9 @@ endif
 
 # Parallel work is done by processes. Two processes of two threads each on two cores can be a hundred times slower.
 export OMP_NUM_THREADS ?= 1
-export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 paper: $(READY)
-	@$(PYTHON) -c "import rumlib; rumlib.profile('$(PROFILE)').check()"
-	@mkdir -p runs/$(PROFILE)
-	@set -e; for notebook in $(NOTEBOOKS); do \
-	    echo "== $$notebook ($(PROFILE))"; \
-	    $(PYTHON) -W ignore -m papermill $$notebook runs/$(PROFILE)/$$(basename $$notebook) \
-	        --cwd notebooks -k python3 -p profile $(PROFILE) -p quiet True; \
-	done
-	@echo "Executed notebooks: runs/$(PROFILE)/   figures and tables: figures/$(PROFILE)/"
+	@$(PYTHON) -m rumlib.paper $(PROFILE)
 
 test: $(READY)
 	$(PYTHON) -m ruff check .

@@ -56,7 +56,7 @@ from rumlib.scores import (
     neighbours,
     proxy,
 )
-from rumlib.study import Cell, ForgetSet, Study, contrast, summarise, vary
+from rumlib.study import Cell, ForgetSet, Study, contrast, summarise, tow_between, vary
 from rumlib.train import Recipe, accuracy, cost, features, fit, fit_many, predict
 
 __all__ = ["RUM", "SSD", "UNSIR", "Algorithm", "BadTeacher", "BoundaryExpand", "BoundaryShrink", "Cell", "Curvature",
@@ -66,4 +66,4 @@ __all__ = ["RUM", "SSD", "UNSIR", "Algorithm", "BadTeacher", "BoundaryExpand", "
            "contrast", "cost", "describe", "disagreement", "disagreements", "entanglement", "evaluate", "features",
            "fit", "fit_many", "label_hash", "load", "matched", "memorization", "memorization_from", "mia_gap", "mlp",
            "mmd", "neighbours", "predict", "profile", "proxy", "resnet18", "small_resnet", "summarise", "svc_mia",
-           "tow", "tow_from_accuracies", "tow_mia", "vary", "weight_cosine", "weight_distance", "xent"]
+           "tow", "tow_between", "tow_from_accuracies", "tow_mia", "vary", "weight_cosine", "weight_distance", "xent"]

@@ -1,7 +1,7 @@
 """Images and labels as tensors that remember who they are.
 
-    train, test = load("digits")             # real 8x8 digits, embedded; graded noise and flipped labels are known
-    train, test = load("cifar10", root=...)  # Parquet files or torchvision's own; also cifar100, fashion_mnist, a folder
+    train, test = load("digits")             # real 8x8 digits, embedded; noise and flipped labels are known
+    train, test = load("cifar10", root=...)  # Parquet or torchvision's files; also cifar100, fashion_mnist, a folder
     forget, retain = train.split(mask)       # mask: True where the point must go
     everything = forget + retain
     train.info["flipped"]                    # planted truth travels with the examples
@@ -49,7 +49,7 @@ class Examples:
     def __post_init__(self):
         x, y = torch.as_tensor(self.x), torch.as_tensor(self.y)
         if x.ndim < 2:
-            raise ValueError(f"x must be images (n, channels, height, width) or rows (n, d); got shape {tuple(x.shape)}")
+            raise ValueError(f"x must be images (n, channels, height, width) or rows (n, d); got {tuple(x.shape)}")
         if x.dtype != torch.uint8 and not x.is_floating_point():
             raise TypeError(f"x must be float or uint8; got {x.dtype}. Convert it, e.g. x.float() / 255")
         if x.is_floating_point() and not x.isfinite().all():
@@ -171,8 +171,8 @@ def load(name: str, *, root: str | Path | None = None, download: bool = False, c
         train, test = _digits(noise, flips, seed)
         return _part(train, n=n, **select), _part(test, n=n_test, **select)
     if name not in DATASETS and not Path(name).is_dir():
-        raise ValueError(f"unknown data set {name!r}; choose one of {', '.join(DATASETS)}, or give the path of a folder "
-                         f"with train/<class>/* and test/<class>/*")
+        raise ValueError(f"unknown data set {name!r}; choose one of {', '.join(DATASETS)}, or give the path of a "
+                         f"folder with train/<class>/* and test/<class>/*")
     if name not in DATASETS:
         return _folder(Path(name), "train", n=n, **select), _folder(Path(name), "test", n=n_test, **select)
     root = Path(root or os.environ.get("RUM_DATA") or "data")
@@ -261,9 +261,11 @@ def _torchvision(name: str, root: Path, download: bool) -> tuple[Examples, Examp
 
 
 def _part(data: Examples, **select) -> Examples:
+    """The chosen ones of examples that are in memory; `index` and `info` stay theirs."""
     chosen = _chosen(lambda rows: data.x[rows], data.y, data.names, **select)
-    return Examples(chosen.x, chosen.y, chosen.index, {k: v[chosen.index] for k, v in data.info.items()}, chosen.names) \
-        if len(chosen) < len(data) or select["size"] else data
+    rows = chosen.index
+    info = {name: values[rows] for name, values in data.info.items()}
+    return Examples(chosen.x, chosen.y, data.index[rows], info, chosen.names)
 
 
 def _chosen(decode, y: Tensor, names: tuple[str, ...], *, classes, n, size, seed) -> Examples:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from math import prod
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet
-from torchvision.ops import Conv2dNormActivation
 
 Factory = Callable[[], nn.Module]
 
@@ -22,17 +21,20 @@ Factory = Callable[[], nn.Module]
 def mlp(shape: tuple[int, ...] = (1, 8, 8), classes: int = 10, hidden: tuple[int, ...] = (128,)) -> nn.Module:
     """Fully connected layers with ReLU between them; inputs in [0, 1] are centred and scaled inside."""
     widths = (prod(shape), *hidden)
-    layers = [layer for a, b in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]
+    layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(Normalize(0.3, 0.4), nn.Flatten(), *layers, nn.Linear(widths[-1], classes))
 
 
 def small_resnet(shape: tuple[int, ...] = (3, 16, 16), classes: int = 10,
                  widths: tuple[int, ...] = (16, 32, 64)) -> nn.Module:
     """A stem, then one residual block (torchvision's BasicBlock) per further width, each halving the resolution."""
+    from torchvision.models.resnet import BasicBlock  # here: it takes a second to import
+    from torchvision.ops import Conv2dNormActivation
+
     blocks = []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in pairwise(widths):
         shortcut = Conv2dNormActivation(a, b, 1, stride=2, activation_layer=None)
-        blocks.append(resnet.BasicBlock(a, b, stride=2, downsample=shortcut))
+        blocks.append(BasicBlock(a, b, stride=2, downsample=shortcut))
     return channels_last(nn.Sequential(Normalize(0.5, 0.25), Conv2dNormActivation(shape[0], widths[0]), *blocks,
                                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes)))
 
@@ -43,7 +45,9 @@ def resnet18(classes: int = 10, mean: tuple[float, ...] = (0.4914, 0.4822, 0.446
 
     Inputs in [0, 1] are normalised inside, with CIFAR-10's mean and standard deviation by default.
     """
-    network = resnet.resnet18(num_classes=classes)
+    from torchvision.models import resnet18
+
+    network = resnet18(num_classes=classes)
     network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     network.maxpool = nn.Identity()

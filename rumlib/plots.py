@@ -2,7 +2,8 @@
 
     style()                                                  # once per notebook
     levels(summary, "level", "algorithm")                    # means with intervals, one line per algorithm
-    dodge(summary, "algorithm", "variant")                   # the same for unordered groups, as points in columns
+    dots(summary, "algorithm", "variant")                    # the same for unordered groups, as points in rows
+    against_cost(table, "algorithm", "variant")              # one panel per algorithm
     histogram(values, {"low": values_low, ...})
     gallery({"low": [(image, caption), ...]})
     save(figure, "factors", folder, table=rows, provenance=...)   # .png, .csv with its numbers, .json with its origin
@@ -28,6 +29,8 @@ COLOURS = {
     "Fine-tune": "#0072B2", "L1-sparse": "#56B4E9", "NegGrad": "#999999", "NegGrad+": "#E69F00",
     "SCRUB": "#009E73", "Random label": "#D55E00", "SalUn": "#CC79A7",
     "low": "#56B4E9", "medium": "#E69F00", "high": "#D55E00",
+    "once": "#BBBBBB", "once, 3x epochs": "#555555", "shuffled": "#56B4E9", "RUM^F low to high": "#0072B2",
+    "RUM^F high to low": "#E69F00", "mixed RUM": "#009E73",
 }
 SPARE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999", "#000000")
 MARKERS = "osD^vP*X"
@@ -45,6 +48,10 @@ def style() -> None:
 
 def colour(name: str, k: int = 0) -> str:
     return COLOURS.get(name, SPARE[k % len(SPARE)])
+
+
+def pretty(name: str) -> str:
+    return name.replace("RUM^F", r"RUM$^\mathcal{F}$")
 
 
 def levels(summary: pd.DataFrame, x: str, line: str, *, ax: Axes | None = None, ylabel: str = "ToW",
@@ -69,23 +76,52 @@ def levels(summary: pd.DataFrame, x: str, line: str, *, ax: Axes | None = None, 
     return ax
 
 
-def dodge(summary: pd.DataFrame, x: str, hue: str, *, ax: Axes | None = None, ylabel: str = "ToW", title: str = "",
-          legend: bool = True) -> Axes:
-    """Means with 95 % intervals as points side by side: columns `x`, colours and markers `hue`."""
-    ax = ax or plt.subplots(figsize=(7, 3.4))[1]
+def dots(summary: pd.DataFrame, row: str, hue: str, *, ax: Axes | None = None, xlabel: str = "ToW", title: str = "",
+         legend: bool = True) -> Axes:
+    """Means with 95 % intervals as points: one row per value of `row`, colours and markers by `hue`."""
     frame = summary.reset_index()
-    places, names = list(dict.fromkeys(frame[x])), list(dict.fromkeys(frame[hue]))
+    places, names = list(dict.fromkeys(frame[row])), list(dict.fromkeys(frame[hue]))
+    ax = ax or plt.subplots(figsize=(5.6, 0.5 + 0.5 * len(places)))[1]
     for k, name in enumerate(names):
         part = frame[frame[hue] == name]
-        at = [places.index(value) + 0.8 * ((k + 0.5) / len(names) - 0.5) for value in part[x]]
-        ax.errorbar(at, part["mean"], yerr=_bars(part), linestyle="none", color=colour(name, k), marker=MARKERS[k % 8],
-                    markersize=5, elinewidth=1.2, capsize=2, label=name)
+        at = [places.index(value) + 0.7 * ((k + 0.5) / len(names) - 0.5) for value in part[row]]
+        ax.errorbar(part["mean"], at, xerr=_bars(part), linestyle="none", color=colour(name, k), marker=MARKERS[k % 8],
+                    markersize=5, elinewidth=1.2, capsize=2, label=pretty(name))
     for edge in np.arange(len(places) - 1) + 0.5:
-        ax.axvline(edge, color="#EBEBEB", linewidth=0.8)
-    ax.set(xticks=range(len(places)), xticklabels=places, ylabel=ylabel, title=title, xlim=(-0.5, len(places) - 0.5))
+        ax.axhline(edge, color="#EBEBEB", linewidth=0.8)
+    ax.set(yticks=range(len(places)), yticklabels=places, xlabel=xlabel, title=title, ylim=(len(places) - 0.5, -0.5))
+    ax.grid(axis="y", visible=False)
+    ax.grid(axis="x", visible=True)
     if legend:
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1), handletextpad=0.3)
     return ax
+
+
+def against_cost(table: pd.DataFrame, panel: str, variant: str, *, ylabel: str = "ToW", title: str = "") -> Figure:
+    """Means with 95 % intervals against column `examples`, one panel each; a line joins the first two variants.
+
+    What lies above the line does better than the plain algorithm does at the same cost.
+    """
+    frame = table.reset_index()
+    panels, variants = list(dict.fromkeys(frame[panel])), list(dict.fromkeys(frame[variant]))
+    figure, axes = plt.subplots(-(-len(panels) // 3), 3, figsize=(8.4, 2.3 * -(-len(panels) // 3)), sharey=True,
+                                sharex=True, squeeze=False)
+    for ax, name in zip(axes.flat, panels, strict=False):
+        mine = frame[frame[panel] == name].set_index(variant)
+        line = mine.loc[variants[:2]]
+        ax.plot(line["examples"] / 1000, line["mean"], color="#BBBBBB", linewidth=1.2, zorder=1)
+        for k, way in enumerate(variants):
+            part = mine.loc[[way]]
+            ax.errorbar(part["examples"] / 1000, part["mean"], yerr=_bars(part), linestyle="none", color=colour(way, k),
+                        marker=MARKERS[k % 8], markersize=5, elinewidth=1.2, label=pretty(way))
+        ax.set_title(name, fontsize=9.5)
+    for ax in axes.flat[len(panels):]:
+        ax.axis("off")
+    figure.supxlabel("thousand examples passed forward and backward", fontsize=10)
+    figure.supylabel(ylabel, fontsize=10)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", handletextpad=0.3)
+    figure.suptitle(title, fontsize=10.5, x=0.02, ha="left")
+    return figure
 
 
 def histogram(values: Sequence[float], picked: Mapping[str, Sequence[float]], *, ax: Axes | None = None,
@@ -98,7 +134,8 @@ def histogram(values: Sequence[float], picked: Mapping[str, Sequence[float]], *,
     ax.set(yscale="log", xlabel=xlabel, ylabel="examples (log scale)")
     for k, (name, part) in enumerate(picked.items()):
         at = 1.04 + 0.07 * k
-        ax.plot([part.min(), part.max()], [at, at], color=colour(name, k), linewidth=4, solid_capstyle="round",
+        middle, half = (part.min() + part.max()) / 2, max((part.max() - part.min()) / 2, 0.008)
+        ax.plot([middle - half, middle + half], [at, at], color=colour(name, k), linewidth=4, solid_capstyle="round",
                 transform=ax.get_xaxis_transform(), clip_on=False)
         edge = part.min() > 0.7
         ax.annotate(f"{name}: {part.min():.2f} to {part.max():.2f}", (part.min() if edge else part.max(), at),

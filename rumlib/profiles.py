@@ -60,7 +60,7 @@ class Profile:
     rum_rates: tuple[float, ...] = ()
     algorithms: Mapping[str, Algorithm | SalUn] = field(default_factory=dict)
     seeds: tuple[int, ...] = tuple(range(8))
-    tuning_seeds: tuple[int, ...] = tuple(range(100, 104))
+    tuning_seeds: tuple[int, ...] = tuple(range(100, 103))
 
     def grid(self, name: str, budget: int) -> tuple[float, ...]:
         """The learning rates tried for the algorithm of that label at that budget."""

@@ -78,9 +78,8 @@ class RUM:
             raise ValueError(f"waiting must be one of {', '.join(WAITING)}; got {self.waiting!r}")
 
     def __call__(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> nn.Module:
-        for _, model in self.stages(model, forget, retain, seed=seed):   # noqa: B007  the last one is the result
-            pass
-        return model
+        *_, (_, unlearned) = self.stages(model, forget, retain, seed=seed)
+        return unlearned
 
     def stages(self, model: nn.Module, forget: Examples, retain: Examples, *,
                seed: int = 0) -> Iterator[tuple[int, nn.Module]]:

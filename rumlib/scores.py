@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,7 +108,7 @@ class Score:
         return cls(name or key, torch.tensor(values)[examples.index], examples.index, middle=middle)
 
     def of(self, examples: Examples) -> Tensor:
-        """The values of these examples, in their order. Raises ValueError for examples that the score does not cover."""
+        """The values of these examples, in their order. Raises ValueError if the score does not cover one of them."""
         order = self.index.argsort()
         at = torch.searchsorted(self.index[order], examples.index).clamp(max=len(self) - 1)
         rows = order[at]
@@ -174,8 +175,8 @@ class Bank:
         """
         even, odd = self.part(slice(0, None, 2)), self.part(slice(1, None, 2))
         judged = torch.stack([half.included.any(0) & ~half.included.all(0) for half in (even, odd)]).all(0)
-        return tuple(Bank(half.included[:, judged], half.correct[:, judged], half.margin[:, judged]).score(index[judged])
-                     for half in (even, odd))
+        return tuple(Bank(*(matrix[:, judged] for matrix in (half.included, half.correct, half.margin)))
+                     .score(index[judged]) for half in (even, odd))
 
     def __add__(self, other: Bank) -> Bank:
         return Bank(*(torch.cat([getattr(self, f), getattr(other, f)]) for f in ("included", "correct", "margin")))
@@ -193,7 +194,8 @@ def memorization(make_model: Factory, train: Examples, recipe: Recipe, *, models
     return bank(make_model, train, recipe, range(models), fraction=fraction, seed=seed).score(train.index)
 
 
-def bank(make_model: Factory, train: Examples, recipe: Recipe, numbers, *, fraction: float = 0.7, seed: int = 0) -> Bank:
+def bank(make_model: Factory, train: Examples, recipe: Recipe, numbers: Iterable[int], *, fraction: float = 0.7,
+         seed: int = 0) -> Bank:
     """Train the subset models with these numbers. Each depends on (seed, its number) alone, so that banks can be
     trained in parts, anywhere, and added."""
     size = round(fraction * len(train))

@@ -1,9 +1,9 @@
 """A study: remembered cells, rows with one number per seed, and what they say together.
 
     study = Study("laptop")                                  # a profile; nothing is computed yet
-    study.score, study.levels(), study.bands()               # memorization; forget sets by memorization, by entanglement
+    study.score, study.levels(), study.bands()               # memorization; forget sets by it and by entanglement
     rows = study.unlearn([Cell(forget_set, algorithm, seed, {"algorithm": "Fine-tune"}), ...])
-    best, record = study.tune(cells, rates)                  # learning rates, on the tuning seeds only
+    chosen, record = study.tune({name: (forget_set, algorithm, rates)})   # learning rates, on the tuning seeds only
     summarise(rows, by=["level", "algorithm"], of="tow")     # mean, 95 % interval, n
     contrast(rows, "tow", better={...}, worse={...})         # paired over the seeds
 
@@ -33,7 +33,7 @@ from pathlib import Path
 import pandas as pd
 import safetensors.torch
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -66,7 +66,7 @@ CHUNK = 32                                                   # subset models per
 
 @dataclass(frozen=True)
 class Store:
-    """Finished cells in a folder: a JSON file with the identity and the values of each, tensors in safetensors beside it.
+    """Finished cells in a folder: a JSON file with identity and values of each, its tensors in safetensors beside it.
 
     A file is written under a temporary name and renamed when it is whole. One that is damaged is set aside, reported
     and computed again.
@@ -182,8 +182,8 @@ def identify(value) -> object:
     if hasattr(value, "digest"):
         return value.digest
     if callable(value) and not is_dataclass(value) and " at 0x" in repr(value):
-        raise TypeError(f"{value!r} has no lasting name, so that its results could not be found again; make it a frozen "
-                        f"dataclass (its repr then names it)")
+        raise TypeError(f"{value!r} has no lasting name, so that its results could not be found again; make it a "
+                        f"frozen dataclass (its repr then names it)")
     return repr(value)
 
 
@@ -226,6 +226,8 @@ class Cell:
 
 def vary(algorithm, **changes):
     """The algorithm with other values for some fields; wrappers and RUMs pass them on to the algorithms inside."""
+    if not is_dataclass(algorithm):
+        raise TypeError(f"{algorithm!r} has no fields that could vary; make it a frozen dataclass")
     own = {f.name for f in fields(algorithm)}
     if set(changes) <= own:
         return replace(algorithm, **changes)
@@ -257,7 +259,8 @@ class Study:
                 raise ValueError(f"seeds is the number of reporting seeds, at least 1; got {seeds}")
             self.profile = replace(self.profile, seeds=tuple(range(seeds)))
         if set(self.profile.seeds) & set(self.profile.tuning_seeds):
-            raise ValueError(f"reporting seeds {self.profile.seeds} and tuning seeds {self.profile.tuning_seeds} overlap")
+            raise ValueError(f"reporting seeds {self.profile.seeds} and tuning seeds {self.profile.tuning_seeds} "
+                             f"overlap; results must be reported on other seeds than rates were chosen on")
         self.quiet = quiet
         self.home = Path(home) if home else find_home()
         self.store = Store(self.home / "runs" / self.profile.name / "cells")
@@ -366,7 +369,8 @@ class Study:
     @cached_property
     def score(self) -> Score:
         """Memorization of every training example."""
-        chunks = [range(k, min(k + CHUNK, self.profile.score_models)) for k in range(0, self.profile.score_models, CHUNK)]
+        models = self.profile.score_models
+        chunks = [range(k, min(k + CHUNK, models)) for k in range(0, models, CHUNK)]
         parts = self._all(Study.bank, [(chunk, self.profile.fraction) for chunk in chunks], "subset models")
         self.score_seconds = sum(part["seconds"] for part in parts)      # on one core
         return sum((Bank(**part["tensors"]) for part in parts[1:]), start=Bank(**parts[0]["tensors"])).score(
@@ -420,31 +424,36 @@ class Study:
     def bands(self) -> list[ForgetSet]:
         """Forget sets by distance from the centroid in the original model's embedding, each with its measured
         entanglement score."""
-        embedding = features(self.model(self.profile.seeds[0]), self.train)
-        sets = []
-        for k, rows in enumerate(bands(embedding, self.profile.bands)):
-            mask = torch.zeros(len(self.train), dtype=torch.bool)
-            mask[rows] = True
-            sets.append(self.forget_set(f"band {k}", mask, entanglement=entanglement(embedding[~mask], embedding[mask])))
-        return sets
+        return self._entangled(lambda at: {f"band {k}": rows for k, rows in enumerate(bands(at, self.profile.bands))})
 
     def matched(self) -> list[ForgetSet]:
-        """Forget sets of one histogram of memorization and low, medium and high entanglement."""
+        """Forget sets of low, medium and high entanglement score and one histogram of memorization."""
+        return self._entangled(lambda at: {f"matched {level}": rows for level, rows in matched(
+            self.score.values, at, self.profile.set_size).items()})
+
+    def _entangled(self, choose: Callable[[Tensor], dict[str, Tensor]]) -> list[ForgetSet]:
         embedding = features(self.model(self.profile.seeds[0]), self.train)
         sets = []
-        for level, rows in matched(self.score.values, embedding, self.profile.set_size).items():
+        for name, rows in choose(embedding).items():
             mask = torch.zeros(len(self.train), dtype=torch.bool)
             mask[rows] = True
             score = entanglement(embedding[~mask], embedding[mask])
-            sets.append(self.forget_set(f"matched {level}", mask, entanglement=score))
+            sets.append(self.forget_set(name, mask, entanglement=score))
         return sets
+
+    def originals(self, seeds: Iterable[int]) -> None:
+        """Train the original models of these seeds, on all cores; `model` then gives them."""
+        self._all(Study.original, [(seed,) for seed in seeds], "original models")
+
+    def oracles(self, forgets: Iterable[ForgetSet], seeds: Iterable[int]) -> None:
+        """Retrain without each of these sets, for each seed, on all cores; `retrained` then gives them."""
+        self._all(Study.oracle, [(forget, seed) for forget in forgets for seed in seeds], "retrained models")
 
     def unlearn(self, cells: Iterable[Cell]) -> pd.DataFrame:
         """Run all cells, in any order and on all cores; one row each, in their order."""
         cells = list(cells)
-        seeds = {cell.seed: None for cell in cells}
+        self.originals({cell.seed: None for cell in cells})
         pairs = {(cell.forget.digest, cell.seed): (cell.forget, cell.seed) for cell in cells}
-        self._all(Study.original, [(seed,) for seed in seeds], "original models")
         self._all(Study.oracle, list(pairs.values()), "retrained models")
         rows = self._all(Study.run, [(c.forget, c.algorithm, c.seed, c.mia) for c in cells], "unlearning")
         return pd.DataFrame([{"set": cell.forget.name, "seed": cell.seed, **cell.labels, **row}
@@ -466,7 +475,8 @@ class Study:
         for name, (_, algorithm, _) in cells.items():
             mine = record[record["name"] == name]
             if mine["tow"].isna().all():
-                raise FloatingPointError(f"{name}: every learning rate of {list(mine['rate'])} diverged; try smaller ones")
+                raise FloatingPointError(f"{name}: every learning rate of {list(mine['rate'])} diverged; "
+                                         f"try smaller ones")
             chosen[name] = vary(algorithm, lr=float(mine.loc[mine["tow"].idxmax(), "rate"]))
         record["chosen"] = [chosen[name] == vary(cells[name][1], lr=rate)
                             for name, rate in zip(record["name"], record["rate"], strict=True)]
@@ -576,7 +586,7 @@ def interval(values: Iterable[float]) -> dict[str, float]:
     if n == 1:
         return {"mean": mean, "low": math.nan, "high": math.nan, "n": 1}
     spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
-    half = float(stats.t.ppf(0.975, n - 1)) * spread
+    half = float(stdtrit(n - 1, 0.975)) * spread
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
 
 

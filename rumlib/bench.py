@@ -1,0 +1,98 @@
+"""What the project claims about speed, measured: `make bench`.
+
+Each line compares two ways of doing the same work, in one process on one thread, in turns; what counts is the ratio.
+The table goes to figures/bench/.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from rumlib.algorithms import Algorithm, SalUn
+from rumlib.data import load
+from rumlib.models import build
+from rumlib.profiles import LAPTOP
+from rumlib.scores import bank
+from rumlib.study import find_home, vary
+from rumlib.train import Recipe, fit
+
+
+def seconds(*ways: Callable[[], object], rounds: int = 3) -> list[float]:
+    """Median wall time of each, taken in turns so that a busy machine slows all alike."""
+    times = [[] for _ in ways]
+    for _ in range(rounds):
+        for way, taken in zip(ways, times, strict=True):
+            start = time.perf_counter()
+            way()
+            taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in times]
+
+
+def plain(make_model, examples, recipe: Recipe) -> None:
+    """The usual loop: a DataLoader, torch.optim, the loss read every step."""
+    model = build(make_model, 0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum,
+                                weight_decay=recipe.weight_decay)
+    total = 0.0
+    for _ in range(recipe.epochs):
+        for x, y in DataLoader(TensorDataset(examples.x, examples.y), batch_size=recipe.batch_size, shuffle=True):
+            loss = F.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    p = LAPTOP
+    train, _ = load(p.data, **p.options)
+    rows = []
+
+    def row(what: str, ours: float, theirs: float, unit: str) -> None:
+        rows.append({"what": what, "ours": ours, "compared with": theirs, "unit": unit, "ratio": theirs / ours})
+        print(f"{what:<62} {ours:9.4f} {theirs:9.4f} {unit:<14} {theirs / ours:6.2f}x", flush=True)
+
+    ours, theirs = seconds(lambda: fit(p.make_model, train, p.recipe), lambda: plain(p.make_model, train, p.recipe))
+    row("one MLP: our loop against a DataLoader loop", ours, theirs, "s/model")
+
+    estimate = partial(bank, p.make_model, train, p.recipe, fraction=p.fraction)
+    subset = train[torch.arange(round(p.fraction * len(train)))]
+    together, alone = seconds(lambda: estimate(range(32)),
+                              lambda: [fit(p.make_model, subset, p.recipe) for _ in range(8)])
+    row("subset models: 32 stacked against one by one", together / 32, alone / 8, "s/model")
+    start = time.perf_counter()
+    for k in range(0, 128, 32):
+        estimate(range(k, k + 32))
+    row("memorization of 1,297 digits by 128 models, against 15 s", time.perf_counter() - start, 15.0, "s")
+
+    model = fit(p.make_model, train, p.recipe)
+    mask = torch.zeros(len(train), dtype=torch.bool)
+    mask[:p.set_size] = True
+    forget, retain = train.split(mask)
+    [epoch] = seconds(lambda: fit(model, retain, replace(p.recipe, epochs=1)))
+    for name, algorithm in p.algorithms.items():
+        one: Algorithm | SalUn = vary(algorithm, epochs=1, lr=0.01)
+        [taken] = seconds(lambda one=one: one(model, forget, retain))
+        row(f"an epoch of {name} against a training epoch", taken, epoch, "s")
+
+    folder = find_home() / "figures" / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(folder / "cpu.csv", index=False, float_format="%.4g")
+    (folder / "cpu.json").write_text(json.dumps(
+        {"machine": f"{platform.machine()}, one thread", "torch": torch.__version__}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""The numbered notebooks, executed headless by papermill: what `make paper` runs.
+
+    python -m rumlib.paper laptop                            # into runs/laptop/, figures into figures/laptop/
+
+The sources are never written to. Finished cells of a study are remembered, so that running again resumes.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from pathlib import Path
+
+from rumlib.profiles import profile
+from rumlib.study import find_home
+
+
+def execute(name: str, home: Path) -> None:
+    """Execute every numbered notebook at the profile of that name, in order. A failing one ends the run."""
+    profile(name).check()                                    # an unknown profile or missing data: say so at once
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    import papermill
+
+    folder = home / "runs" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in sorted((home / "notebooks").glob("[0-9]*.ipynb")):
+        start = time.perf_counter()
+        papermill.execute_notebook(
+            source, folder / source.name, parameters={"profile": name, "quiet": True}, kernel_name="python3",
+            cwd=source.parent, progress_bar={"desc": f"{source.stem} ({name})", "unit": " cells", "leave": False})
+        print(f"{source.stem:<16} {time.perf_counter() - start:6.1f} s", flush=True)
+    print(f"Executed notebooks: {folder}/   figures and tables: {home / 'figures' / name}/")
+
+
+if __name__ == "__main__":
+    try:
+        execute(sys.argv[1] if len(sys.argv) > 1 else "laptop", find_home())
+    except (ValueError, FileNotFoundError) as problem:
+        sys.exit(f"{problem}")

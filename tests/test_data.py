@@ -1,0 +1,272 @@
+"""Examples, augmentation and every way of loading."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import rumlib as rum
+from rumlib.data import as_input, augment
+
+
+def numbered(n):
+    """n different images with an index that is not their position."""
+    rows = torch.arange(n)
+    x = torch.arange(n * 12).reshape(n, 3, 2, 2).float()
+    return rum.Examples(x, rows % 3, 7 * rows + 100, {"noise": rows / 10}, ("a", "b", "c"))
+
+
+def equal(a, b):
+    return (a.digest == b.digest and a.names == b.names and set(a.info) == set(b.info)
+            and all(torch.equal(a.info[name], b.info[name]) for name in a.info))
+
+
+# -- Examples ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.booleans(), min_size=2, max_size=30).filter(lambda mask: any(mask) and not all(mask)))
+def test_splitting_and_adding_gives_the_same_examples_back(mask):
+    data = numbered(len(mask))
+    forget, retain = data.split(torch.tensor(mask))
+    assert forget.index.tolist() == [int(i) for i, gone in zip(data.index, mask, strict=True) if gone]
+    together = forget + retain
+    assert equal(together[together.index.argsort()], data)
+
+
+def test_a_mask_may_be_a_list_or_an_array():
+    data, mask = numbered(4), [True, False, False, True]
+    for given_as in (mask, np.array(mask), torch.tensor(mask)):
+        assert data.split(given_as)[0].index.tolist() == [100, 121]
+
+
+def test_arrays_and_lists_become_tensors():
+    data = rum.Examples(np.zeros((3, 1, 2, 2), np.float32), [0, 2, 1])
+    assert (data.x.dtype, data.y.dtype, data.index.tolist()) == (torch.float32, torch.int64, [0, 1, 2])
+
+
+def test_only_facts_that_both_have_survive_addition():
+    a, b = numbered(3), numbered(2)
+    other = rum.Examples(b.x, b.y, b.index, {"noise": b.info["noise"], "flipped": b.y})
+    assert list((a + other).info) == ["noise"]
+
+
+def test_the_digest_is_that_of_images_labels_and_order():
+    data = numbered(6)
+    assert data.digest == numbered(6).digest
+    order = torch.tensor([1, 0, 2, 3, 4, 5])
+    others = (data[order], data[:5], rum.Examples(data.x + 1, data.y, data.index),
+              rum.Examples(data.x, data.y.flip(0), data.index), rum.Examples(data.x, data.y))
+    assert len({data.digest, *(other.digest for other in others)}) == 6
+
+
+def test_bytes_are_scaled_and_floats_are_not():
+    levels = torch.tensor([0, 51, 255], dtype=torch.uint8)
+    assert torch.equal(as_input(levels), torch.tensor([0, 51, 255]) / 255)
+    assert torch.equal(as_input(torch.tensor([0.0, 51.0])), torch.tensor([0.0, 51.0]))
+
+
+# -- Augmentation -----------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 6), st.integers(1, 3), st.sampled_from([8, 16, 20]), st.booleans(), st.integers(0, 10**6))
+def test_each_image_is_one_of_the_shifts_and_mirrors_of_itself(n, channels, side, as_bytes, seed):
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randint(1, 256, (n, channels, side, side), generator=random)
+    x = x.to(torch.uint8) if as_bytes else x / 255
+    out = augment(x, random)
+    assert (out.dtype, out.shape) == (x.dtype, x.shape)
+    pad = side // 8
+    padded = torch.nn.functional.pad(x, (pad,) * 4)
+    for image, wide in zip(out, padded, strict=True):
+        windows = [wide[:, top:top + side, left:left + side]
+                   for top in range(2 * pad + 1) for left in range(2 * pad + 1)]
+        assert any(torch.equal(image, w) or torch.equal(image, w.flip(-1)) for w in windows)
+
+
+def test_augmentation_shifts_and_mirrors_and_obeys_its_generator():
+    x = torch.rand(64, 1, 16, 16, generator=torch.Generator().manual_seed(0)) + 0.1
+    one, two = (augment(x, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, augment(x, torch.Generator().manual_seed(2)))
+    unmoved = [torch.equal(a, b) for a, b in zip(one, x, strict=True)]
+    mirrored = [torch.equal(a[:, 2:-2].sum(-1), b[:, 2:-2].sum(-1)) for a, b in zip(one, x, strict=True)]
+    assert sum(unmoved) < 8 and sum(mirrored) < 16
+
+
+# -- Digits -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return rum.load("digits")
+
+
+@pytest.fixture(scope="module")
+def originals():
+    images, labels = load_digits(return_X_y=True)
+    return torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(labels)
+
+
+def test_digits_have_the_promised_sizes_and_ranges(digits):
+    train, test = digits
+    assert (len(train), len(test)) == (1297, 500)
+    for part in digits:
+        assert part.x.shape[1:] == (1, 8, 8) and part.x.dtype == torch.float32
+        assert part.x.min() >= 0 and part.x.max() <= 1
+    assert sorted(torch.cat([train.index, test.index]).tolist()) == list(range(1797))
+
+
+def test_the_flipped_labels_are_the_known_ones(digits, originals):
+    for part in digits:
+        assert torch.equal(part.y != originals[1][part.index], part.info["flipped"])
+    assert not digits[1].info["flipped"].any()
+    assert 0.03 < digits[0].info["flipped"].float().mean() < 0.07
+
+
+def test_the_noise_is_as_large_as_it_is_said_to_be(digits, originals):
+    train = digits[0]
+    clean = originals[0][train.index]
+    inside = (clean > 0.25) & (clean < 0.75)                 # pixels that mild noise does not clip
+    mild = train.info["noise"] < 0.08
+    error = (train.x - clean)[mild] / train.info["noise"][mild].view(-1, 1, 1, 1)
+    assert abs(error[inside[mild]].std() - 1) < 0.05
+    quartiles = train.info["noise"].quantile(torch.tensor([0.25, 0.5, 0.75]))
+    torch.testing.assert_close(quartiles, torch.tensor([0.25, 0.5, 0.75])**2, atol=0.05, rtol=0)
+
+
+def test_without_noise_and_flips_they_are_scikit_learns(originals):
+    for part in rum.load("digits", noise=0, flips=0):
+        assert torch.equal(part.x, originals[0][part.index])
+        assert torch.equal(part.y, originals[1][part.index])
+
+
+def test_the_same_seed_loads_the_same_digits(digits):
+    assert [part.digest for part in rum.load("digits")] == [part.digest for part in digits]
+    assert rum.load("digits", seed=1)[0].digest != digits[0].digest
+
+
+# -- Choosing a part --------------------------------------------------------------------------------------------------
+
+
+def test_a_part_of_the_digits_keeps_who_its_images_are(digits):
+    part, few = rum.load("digits", n=100, n_test=50)
+    assert (len(part), len(few)) == (100, 50)
+    for some, whole in ((part, digits[0]), (few, digits[1])):
+        assert equal(some, whole[torch.isin(whole.index, some.index)])
+
+
+def test_another_seed_chooses_another_part(files):
+    parts = [rum.load("cifar10", root=files, n=12, seed=seed)[0].index.tolist() for seed in (0, 0, 1)]
+    assert parts[0] == parts[1] != parts[2]
+
+
+@pytest.mark.parametrize("classes", [(3, 1), (9, 8, 7, 6, 5, 4, 3, 2, 1, 0)])
+def test_chosen_classes_are_renumbered_in_the_order_given(classes, digits):
+    train, _ = rum.load("digits", classes=classes)
+    assert train.names == tuple(str(c) for c in classes)
+    whole = digits[0]
+    for k, c in enumerate(classes):
+        assert torch.equal(train.x[train.y == k], whole.x[whole.y == c])
+
+
+def test_smaller_digits_are_averages_of_the_larger(digits):
+    train, _ = rum.load("digits", size=4)
+    torch.testing.assert_close(train.x, torch.nn.functional.avg_pool2d(digits[0].x, 2))
+    assert torch.equal(train.index, digits[0].index)
+
+
+# -- Files ------------------------------------------------------------------------------------------------------------
+
+
+def picture(k, side=32):
+    """An image that knows its number: two flat halves."""
+    array = np.full((side, side, 3), 2 * k, np.uint8)
+    array[:, side // 2:] = 255 - 3 * k
+    return array
+
+
+def coded(array, kind):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, kind, **({"quality": 100, "subsampling": 0} if kind == "JPEG" else {}))
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Thirty train and ten test images in the layout of the Hugging Face hub; every third is a JPEG."""
+    root = tmp_path_factory.mktemp("data")
+    for part, n in (("train", 30), ("test", 10)):
+        images = [{"bytes": coded(picture(k), "PNG" if k % 3 else "JPEG"), "path": f"{k}"} for k in range(n)]
+        table = pa.table({"img": images, "label": [k % 5 for k in range(n)]})
+        pyarrow.parquet.write_table(table, root / f"{part}.parquet", row_group_size=7)
+    return root
+
+
+def test_parquet_files_are_read_in_order(files):
+    train, test = rum.load("cifar10", root=files)
+    assert (len(train), len(test)) == (30, 10)
+    assert train.x.dtype == torch.uint8 and train.x.shape[1:] == (3, 32, 32)
+    assert train.index.tolist() == list(range(30)) and train.y.tolist() == [k % 5 for k in range(30)]
+    for k, image in enumerate(train.x):
+        expected = torch.tensor(picture(k)).permute(2, 0, 1)
+        off = (image.int() - expected.int()).abs().max()
+        assert off == 0 if k % 3 else off < 4
+
+
+def test_parts_of_parquet_files_keep_their_rows(files):
+    whole, _ = rum.load("cifar10", root=files)
+    train, test = rum.load("cifar10", root=files, classes=(4, 1), n=8, n_test=3, size=16, seed=5)
+    assert (len(train), len(test)) == (8, 3)
+    assert train.x.shape[1:] == (3, 16, 16) and train.x.dtype == torch.uint8
+    assert torch.equal(torch.tensor([4, 1])[train.y], whole.y[train.index])
+    halved = torch.nn.functional.avg_pool2d(whole.x[train.index].float(), 2).round()
+    assert torch.equal(train.x.float(), halved)
+
+
+def test_the_files_may_lie_in_a_folder_of_the_name_and_be_found_by_the_environment(files, tmp_path, monkeypatch):
+    (tmp_path / "cifar10").symlink_to(files)
+    monkeypatch.setenv("RUM_DATA", str(tmp_path))
+    assert rum.load("cifar10")[0].digest == rum.load("cifar10", root=files)[0].digest
+
+
+@pytest.mark.parametrize("held_out", ["test", "val"])
+def test_a_folder_of_images_is_a_data_set(held_out, tmp_path):
+    for part, n in (("train", 3), (held_out, 2)):
+        for c, name in enumerate(("cats", "dogs")):
+            (tmp_path / part / name).mkdir(parents=True)
+            for k in range(n):
+                Image.fromarray(picture(10 * c + k, side=40 + k)).save(tmp_path / part / name / f"{k}.png")
+    train, test = rum.load(str(tmp_path))
+    assert (len(train), len(test), train.names) == (6, 4, ("cats", "dogs"))
+    assert train.x.shape[1:] == (3, 32, 32) and train.y.tolist() == [0, 0, 0, 1, 1, 1]
+    assert train.x[:, 0, 0, 0].tolist() == [0, 2, 4, 20, 22, 24]
+    assert rum.load(str(tmp_path), size=8)[0].x.shape[1:] == (3, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist"])
+def test_missing_files_are_reported_with_the_place_and_the_remedy(name, tmp_path):
+    with pytest.raises(FileNotFoundError) as problem:
+        rum.load(name, root=tmp_path)
+    for words in (name, str(tmp_path.resolve()), "RUM_DATA", "root=", "download=True"):
+        assert words in str(problem.value)
+
+
+def test_a_missing_test_file_is_reported(files, tmp_path):
+    (tmp_path / "train.parquet").symlink_to(files / "train.parquet")
+    with pytest.raises(FileNotFoundError, match=r"test\.parquet is missing"):
+        rum.load("cifar10", root=tmp_path)
+
+
+def test_a_folder_without_test_images_is_reported(tmp_path):
+    (tmp_path / "train" / "cats").mkdir(parents=True)
+    Image.fromarray(picture(1)).save(tmp_path / "train" / "cats" / "1.png")
+    with pytest.raises(FileNotFoundError, match=r"test or .*val"):
+        rum.load(str(tmp_path))

@@ -1,0 +1,98 @@
+"""What rows say together: means with intervals, and paired contrasts."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+import rumlib as rum
+
+
+def rows(**columns):
+    return pd.DataFrame([{"algorithm": name, "seed": seed, "tow": value}
+                         for name, values in columns.items() for seed, value in enumerate(values)])
+
+
+def test_the_interval_of_three_values_has_its_closed_form():
+    """t(.975, 2) = 4.302653; mean 2, standard error 1 / sqrt(3)."""
+    found = rum.summarise(rows(a=[1, 2, 3]), by="algorithm", of="tow").loc["a"]
+    assert found["mean"] == 2 and found["n"] == 3
+    assert found["high"] == pytest.approx(2 + 4.302653 / math.sqrt(3), rel=1e-6)
+    assert found["low"] == pytest.approx(2 - 4.302653 / math.sqrt(3), rel=1e-6)
+
+
+def test_a_single_run_has_no_interval():
+    found = rum.summarise(rows(a=[0.5]), by="algorithm", of="tow").loc["a"]
+    assert (found["mean"], found["n"]) == (0.5, 1)
+    assert math.isnan(found["low"]) and math.isnan(found["high"])
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=12).filter(lambda v: np.std(v) > 1e-6))
+def test_the_interval_is_scipys(values):
+    found = rum.summarise(rows(a=values), by="algorithm", of="tow").loc["a"]
+    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+    assert (found["low"], found["high"]) == (pytest.approx(low, abs=1e-12), pytest.approx(high, abs=1e-12))
+
+
+def test_groups_keep_their_order_and_their_own_n():
+    found = rum.summarise(rows(zebra=[1, 2], ape=[1, 2, 3]), by=["algorithm"], of="tow")
+    assert found["n"].to_dict() == {"zebra": 2, "ape": 3} and list(found.index) == ["zebra", "ape"]
+    assert list(found.columns) == ["mean", "low", "high", "n"]
+
+
+def test_rows_may_be_dictionaries():
+    assert rum.summarise([{"a": 1, "tow": 0.5}, {"a": 1, "tow": 1.0}], by="a", of="tow").loc[1, "mean"] == 0.75
+
+
+def test_missing_values_and_columns_are_refused():
+    with pytest.raises(ValueError, match=r"1 of 2 rows have no tow.*diverged"):
+        rum.summarise(rows(a=[0.5, None]), by="algorithm", of="tow")
+    with pytest.raises(ValueError, match=r"no column level, mia; they have algorithm, seed, tow"):
+        rum.summarise(rows(a=[0.5]), by=["algorithm", "level"], of="mia")
+
+
+# -- Contrasts --------------------------------------------------------------------------------------------------------
+
+A, B = {"algorithm": "a"}, {"algorithm": "b"}
+
+
+@pytest.mark.parametrize("a, b, verdict", [
+    ([0.9, 0.8, 0.7], [0.5, 0.41, 0.29], "holds"),
+    ([0.5, 0.41, 0.29], [0.9, 0.8, 0.7], "opposite"),
+    ([0.9, 0.3, 0.6], [0.5, 0.5, 0.5], "open"),
+    ([0.9], [0.1], "open"),
+])
+def test_the_verdict_is_where_the_interval_lies(a, b, verdict):
+    found = rum.contrast(rows(a=a, b=b), "tow", A, B)
+    assert found["verdict"] == verdict
+    assert found["mean"] == pytest.approx(np.mean(np.subtract(a, b))) and found["n"] == len(a)
+
+
+def test_a_contrast_is_paired_by_seed_and_not_by_row():
+    table = rows(a=[0.9, 0.5, 0.1], b=[0.8, 0.4, 0.0])
+    found = rum.contrast(table, "tow", A, B)
+    assert found["low"] == pytest.approx(0.1) and found["high"] == pytest.approx(0.1)
+    assert rum.contrast(table.sample(frac=1, random_state=1), "tow", A, B) == pytest.approx(found)
+
+
+def test_several_rows_of_a_seed_are_averaged_first():
+    table = pd.concat([rows(a=[0.2, 0.4], b=[0.1, 0.1]), rows(a=[0.4, 0.8])])
+    found = rum.contrast(table, "tow", A, B)
+    assert found["n"] == 2 and found["mean"] == pytest.approx(0.35)
+
+
+def test_a_contrast_of_different_seeds_is_refused():
+    with pytest.raises(ValueError, match="needs the same ones"):
+        rum.contrast(rows(a=[1, 2, 3], b=[1, 2]), "tow", A, B)
+    with pytest.raises(ValueError, match="needs the same ones"):
+        rum.contrast(rows(a=[1, 2, 3]), "tow", A, B)
+
+
+def test_a_contrast_with_a_diverged_run_is_refused():
+    """Its mean would be NaN and its verdict "open", as if the data were undecided."""
+    with pytest.raises(ValueError, match="diverged"):
+        rum.contrast(rows(a=[0.9, None, 0.8], b=[0.1, 0.2, 0.1]), "tow", A, B)

@@ -1,0 +1,317 @@
+"""The training loop, many models at once, and what is asked of a trained model."""
+
+import copy
+import math
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planted import echo, make_model, make_normed, same, tiny
+from torch import nn
+
+import rumlib as rum
+from rumlib.models import build, describe, resnet18
+from rumlib.train import clip_gradients, derive, descend, fits_stacking, seeded, shuffled
+
+short = rum.Recipe(epochs=3, lr=0.1, batch_size=16, schedule="linear")
+
+
+def with_dropout():
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.Dropout(0.5), nn.ReLU(), nn.Linear(32, 3))
+
+
+def bytewise(examples):
+    return rum.Examples((examples.x * 255).round().to(torch.uint8), examples.y, examples.index)
+
+
+# -- fit --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [make_model, with_dropout], ids=["mlp", "dropout"])
+def test_the_same_seed_trains_the_same_model(make, planted):
+    before = torch.random.get_rng_state()
+    one = rum.fit(make, planted.train, short, seed=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.rand(5)                                            # the state of the caller decides nothing
+    assert same(one, rum.fit(make, planted.train, short, seed=1))
+    assert not same(one, rum.fit(make, planted.train, short, seed=2))
+
+
+def test_a_given_model_is_trained_on_as_a_copy(planted):
+    before = copy.deepcopy(planted.model)
+    further = rum.fit(planted.model, planted.retain, short, seed=1)
+    assert same(planted.model, before) and not same(further, before)
+    assert not any(module.training for module in further.modules())
+
+
+def test_training_from_a_factory_starts_at_the_weights_of_its_seed(planted):
+    started = rum.fit(build(make_model, 5), planted.train, short, seed=5)
+    assert same(started, rum.fit(make_model, planted.train, short, seed=5))
+
+
+def test_the_loop_is_sgd(planted):
+    """Against torch's own optimizer, written out, on one batch per epoch; the learning rate falls linearly."""
+    options = rum.Recipe(epochs=4, lr=0.1, batch_size=500, momentum=0.9, weight_decay=0.01, schedule="linear")
+    ours = rum.fit(make_model, planted.train, options, seed=0)
+    theirs = build(make_model, 0).train()
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    for rate in (0.1, 0.075, 0.05, 0.025):
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        F.cross_entropy(theirs(planted.train.x), planted.train.y).backward()
+        optimizer.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_bytes_train_as_floats_do(planted):
+    coded = bytewise(planted.train)
+    scaled = rum.Examples(coded.x / 255, coded.y, coded.index)
+    assert same(rum.fit(make_model, coded, short), rum.fit(make_model, scaled, short))
+    assert torch.equal(rum.predict(planted.model, coded), rum.predict(planted.model, scaled))
+
+
+def test_any_finite_float_is_accepted(planted):
+    doubled = rum.Examples(planted.train.x.double(), planted.train.y, planted.train.index)
+    assert same(rum.fit(make_model, doubled, short), rum.fit(make_model, planted.train, short))
+
+
+def test_augmented_training_obeys_its_seed_and_differs(planted):
+    wide = rum.Examples(F.pad(planted.train.x, (2, 2, 2, 2)), planted.train.y)
+    make = partial(rum.mlp, shape=(1, 8, 8), classes=3, hidden=(16,))
+    once, again = (rum.fit(make, wide, replace(short, augment=True), seed=1) for _ in range(2))
+    assert same(once, again) and not same(once, rum.fit(make, wide, short, seed=1))
+
+
+def test_autocast_leaves_float_weights_near_those_without(planted):
+    half, full = (rum.fit(make_model, planted.train, replace(short, amp=amp)) for amp in (True, False))
+    for a, b in zip(half.parameters(), full.parameters(), strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b, atol=0.05, rtol=0)
+    assert not same(half, full)
+
+
+def test_training_that_diverges_says_what_to_lower(planted):
+    with pytest.raises(FloatingPointError, match=r"lower lr=1e\+30"):
+        rum.fit(make_model, planted.train, replace(short, lr=1e30))
+
+
+def test_only_the_marked_weights_learn(planted):
+    model = copy.deepcopy(planted.model)
+    random = torch.Generator().manual_seed(0)
+    only = {name: torch.rand(p.shape, generator=random) < 0.5 for name, p in model.named_parameters()}
+    batches, options = [(planted.train.x, planted.train.y)] * 3, replace(short, weight_decay=0.1)
+    descend(model, batches, lambda m, x, y: F.cross_entropy(m(x), y), options, steps=3, only=only)
+    for (name, new), old in zip(model.named_parameters(), planted.model.parameters(), strict=True):
+        assert torch.equal(new[~only[name]], old[~only[name]])
+        assert (new[only[name]] != old[only[name]]).all()
+
+
+# -- Batches ----------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.integers(1, 50), st.integers(2, 20), st.integers(0, 100))
+def test_an_epoch_has_every_example_once_and_no_batch_of_one(n, size, seed):
+    examples = rum.Examples(torch.arange(n).float()[:, None], torch.arange(n))
+    batches = list(shuffled(examples, size, torch.Generator().manual_seed(seed)))
+    assert sorted(torch.cat([batch.rows for batch in batches]).tolist()) == list(range(n))
+    assert all(torch.equal(b.x[:, 0], b.rows.float()) and torch.equal(b.y, b.rows) for b in batches)
+    assert n == 1 or min(len(b.y) for b in batches) > 1
+    assert max(len(b.y) for b in batches) <= size + 1
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(2, 40), st.integers(2, 12))
+def test_the_schedule_ends_with_the_last_step(n, size):
+    """A linear schedule of s steps takes its last step at 1/s of the rate, whatever the last batch was joined to."""
+    rates = []
+
+    class Watched(rum.Recipe):
+        def rate(self, step, steps):
+            rates.append(super().rate(step, steps))
+            return rates[-1]
+
+    examples = rum.Examples(torch.zeros(n, 3), torch.zeros(n, dtype=torch.int64))
+    rum.fit(echo(3), examples, Watched(epochs=2, lr=1.0, batch_size=size, schedule="linear"))
+    assert rates[-1] == pytest.approx(1 / len(rates))
+
+
+# -- Schedules --------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 300), st.data())
+def test_schedules_have_their_closed_forms(steps, data):
+    step = data.draw(st.integers(0, steps - 1))
+    done = step / steps
+    half_wave = (1 + math.cos(math.pi * done)) / 2
+    drops = (done >= 0.5) + (done >= 0.75)
+
+    def rate(**options):
+        return rum.Recipe(lr=0.4, **options).rate(step, steps)
+
+    assert rate(schedule="constant") == 0.4
+    assert rate(schedule="linear") == pytest.approx(0.4 * (1 - done))
+    assert rate(schedule="cosine") == pytest.approx(0.4 * half_wave, abs=1e-6)
+    assert rate(schedule="step", milestones=(0.5, 0.75), gamma=0.2) == pytest.approx(0.4 * 0.2**drops)
+
+
+@given(st.sampled_from(["constant", "linear", "cosine"]), st.floats(0, 0.9), st.integers(1, 200))
+def test_warm_up_rises_to_the_rate_and_never_above(schedule, warmup, steps):
+    options = rum.Recipe(lr=0.4, schedule=schedule, warmup=warmup)
+    rates = [options.rate(step, steps) for step in range(steps)]
+    assert all(0 < rate <= 0.4 * (1 + 1e-12) for rate in rates)
+    peak = rates.index(max(rates))
+    assert rates[:peak + 1] == sorted(rates[:peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+
+
+def test_warm_up_is_a_straight_line():
+    options = rum.Recipe(lr=1.0, schedule="linear", warmup=0.5)
+    assert [options.rate(step, 8) for step in range(8)] == [0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25]
+
+
+# -- Many models at once ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("size", [40, 48, 33], ids=["a short last batch", "whole batches", "a last batch of one"])
+def test_many_models_are_those_trained_one_by_one(size, clip, planted):
+    random = torch.Generator().manual_seed(0)
+    subsets = [torch.randperm(len(planted.train), generator=random)[:size] for _ in range(3)]
+    options = replace(short, clip=clip, warmup=0.2)
+    together = rum.fit_many(make_model, planted.train, subsets, options, seeds=[7, 8, 9])
+    for model, subset, seed in zip(together, subsets, (7, 8, 9), strict=True):
+        alone = rum.fit(make_model, planted.train[subset], options, seed=seed)
+        for a, b in zip(model.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [make_normed, with_dropout], ids=["batch norm", "dropout"])
+def test_models_that_cannot_be_stacked_are_trained_one_by_one(make, planted):
+    assert not fits_stacking(make()) and fits_stacking(make_model())
+    data = tiny(planted.train, 60) if make is make_normed else planted.train
+    subsets = [torch.arange(30), torch.arange(20, 50)]
+    together = rum.fit_many(make, data, subsets, short, seeds=[1, 2])
+    for model, subset, seed in zip(together, subsets, (1, 2), strict=True):
+        assert same(model, rum.fit(make, data[subset], short, seed=seed))
+
+
+def test_subsets_of_different_sizes_are_trained_as_well(planted):
+    subsets = [torch.arange(30), torch.arange(50)]
+    together = rum.fit_many(make_model, planted.train, subsets, short, seeds=[1, 2])
+    assert same(together[1], rum.fit(make_model, planted.train[subsets[1]], short, seed=2))
+
+
+@given(st.floats(0.01, 100), st.integers(1, 4))
+def test_clipping_scales_the_gradient_of_each_model_down_to_the_limit(limit, models):
+    random = torch.Generator().manual_seed(0)
+    stacked = [torch.zeros(models, 3, 2), torch.zeros(models, 3)]
+    weights = [w[0] for w in stacked] if models == 1 else stacked
+    for w in weights:
+        w.grad = 10 * torch.randn(w.shape, generator=random)
+    before = [w.grad.clone() for w in weights]
+    clip_gradients(weights, limit, models=models)
+    lead = (1, -1) if models == 1 else (models, -1)
+    old, new = (torch.cat([g.reshape(lead) for g in grads], 1) for grads in (before, [w.grad for w in weights]))
+    expected = old * (limit / old.norm(dim=1, keepdim=True)).clamp(max=1)
+    torch.testing.assert_close(new, expected, rtol=1e-4, atol=1e-5)
+
+
+# -- Asking -----------------------------------------------------------------------------------------------------------
+
+
+def test_asking_leaves_every_mode_as_it_was(planted):
+    model = build(make_normed, 0).train()
+    model[1].eval()
+    before, modes = copy.deepcopy(model), [module.training for module in model.modules()]
+    rum.predict(model, tiny(planted.test, 20))
+    rum.features(model, tiny(planted.test, 20))
+    assert [module.training for module in model.modules()] == modes and same(model, before)
+
+
+def test_predictions_do_not_depend_on_the_chunk(planted):
+    whole = rum.predict(planted.model, planted.test)
+    assert whole.shape == (90, 3) and whole.dtype == torch.float32 and not whole.requires_grad
+    torch.testing.assert_close(rum.predict(planted.model, planted.test, chunk=7), whole)
+
+
+# -- Cost -------------------------------------------------------------------------------------------------------------
+
+
+def test_cost_counts_examples_and_steps_exactly(planted):
+    with rum.cost() as spent:
+        rum.fit(make_model, planted.train, short)            # 123 in batches of 16: 8 a epoch
+        with rum.cost() as inner:
+            rum.NegGradPlus(epochs=2, batch_size=50)(planted.model, planted.forget, planted.retain)
+        rum.predict(planted.model, planted.test)             # asking is not training
+    assert (inner.examples, inner.steps) == (2 * (111 + 3 * 12), 2 * 3)
+    assert (spent.examples, spent.steps) == (3 * 123 + inner.examples, 3 * 8 + inner.steps)
+    assert spent.seconds > inner.seconds > 0
+    counted = spent.steps
+    rum.fit(make_model, planted.train, short)
+    assert spent.steps == counted
+
+
+def test_cost_counts_every_stacked_model(planted):
+    with rum.cost() as spent:
+        rum.fit_many(make_model, planted.train, [torch.arange(40)] * 3, short, seeds=[1, 2, 3])
+    assert spent.examples == 3 * 3 * 40
+
+
+# -- Seeds and names --------------------------------------------------------------------------------------------------
+
+
+def test_derived_seeds_are_the_same_everywhere():
+    assert derive(0, "order") == 53_803_136_683_444_137
+    assert len({derive(seed, name, k) for seed in (0, 1) for name in "ab" for k in range(5)}) == 20
+
+
+def test_a_seeded_block_leaves_the_random_state_even_when_it_fails():
+    before = torch.random.get_rng_state()
+    with pytest.raises(KeyError), seeded(0, "task"):
+        torch.rand(3)
+        raise KeyError
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_building_leaves_the_random_state_and_obeys_its_seed():
+    before = torch.random.get_rng_state()
+    assert same(build(make_model, 3), build(make_model, 3)) and not same(build(make_model, 3), build(make_model, 4))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_factory_is_named_by_its_function_and_arguments():
+    assert describe(make_model) == "mlp(classes=3, hidden=(64,), shape=(1, 4, 4))"
+    assert describe(partial(rum.mlp, hidden=(2,), classes=4)) == describe(partial(rum.mlp, classes=4, hidden=(2,)))
+    assert describe(resnet18) == "resnet18()"
+
+
+# -- Networks ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make, shape", [
+    (partial(rum.mlp, shape=(3, 5, 5), classes=4, hidden=(7, 6)), (3, 5, 5)),
+    (partial(rum.small_resnet, shape=(1, 8, 8), classes=4, widths=(4, 8)), (1, 8, 8)),
+    (partial(rum.resnet18, classes=4), (3, 32, 32)),
+], ids=["mlp", "small_resnet", "resnet18"])
+def test_a_network_maps_images_to_logits_and_learns_in_every_part(make, shape):
+    model = build(make, 0).train()
+    logits = model(torch.rand(2, *shape))
+    assert logits.shape == (2, 4)
+    logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_resnet18_has_the_stem_for_small_images():
+    """11.17 million weights, and no pooling before the blocks: 32x32 images reach the last one at 4x4."""
+    model = build(resnet18, 0).eval()
+    assert sum(p.numel() for p in model.parameters()) == 11_173_962
+    seen = []
+    model[1].layer4.register_forward_hook(lambda *args: seen.append(args[-1].shape))
+    model(torch.rand(1, 3, 32, 32))
+    assert seen == [(1, 512, 4, 4)]
