@@ -58,6 +58,7 @@ from rumlib.scores import (
 )
 from rumlib.study import Cell, ForgetSet, Study, contrast, summarise, tow_between, vary
 from rumlib.train import Recipe, accuracy, cost, features, fit, fit_many, predict
+from rumlib.tune import tuned
 
 __all__ = ["RUM", "SSD", "UNSIR", "Algorithm", "BadTeacher", "BoundaryExpand", "BoundaryShrink", "Cell", "Curvature",
            "Examples", "Finetune", "Fisher", "ForgetSet", "InfluenceUnlearning", "Keep", "L1Sparse", "LastLayers",
@@ -66,4 +67,5 @@ __all__ = ["RUM", "SSD", "UNSIR", "Algorithm", "BadTeacher", "BoundaryExpand", "
            "contrast", "cost", "describe", "disagreement", "disagreements", "entanglement", "evaluate", "features",
            "fit", "fit_many", "label_hash", "load", "matched", "memorization", "memorization_from", "mia_gap", "mlp",
            "mmd", "neighbours", "predict", "profile", "proxy", "resnet18", "small_resnet", "summarise", "svc_mia",
-           "tow", "tow_between", "tow_from_accuracies", "tow_mia", "vary", "weight_cosine", "weight_distance", "xent"]
+           "tow", "tow_between", "tow_from_accuracies", "tow_mia", "tuned", "vary", "weight_cosine", "weight_distance",
+           "xent"]

@@ -57,6 +57,7 @@ from rumlib.scores import (
 )
 from rumlib.scores import bank as train_bank
 from rumlib.train import cost, derive, features, fit, predict
+from rumlib.tune import FOLDER, search, write
 
 CHUNK = 32                                                   # subset models per task: enough to fill batched products
 
@@ -238,6 +239,12 @@ def vary(algorithm, **changes):
     if not own:
         return algorithm                                     # Keep has nothing to vary
     raise ValueError(f"{algorithm!r} has no field {', '.join(set(changes) - own)}")
+
+
+def _set(algorithm, setting: Mapping):
+    for name, value in setting.items():                      # one by one: a wrapper has some fields, its inner others
+        algorithm = vary(algorithm, **{name: value})
+    return algorithm
 
 
 # -- The study --------------------------------------------------------------------------------------------------------
@@ -459,28 +466,57 @@ class Study:
         return pd.DataFrame([{"set": cell.forget.name, "seed": cell.seed, **cell.labels, **row}
                              for cell, row in zip(cells, rows, strict=True)])
 
-    def tune(self, cells: Mapping[tuple, tuple[ForgetSet, Callable, Iterable[float]]]) -> tuple[dict, pd.DataFrame]:
-        """Choose learning rates by ToW against the retrained oracle, on the tuning seeds alone.
+    def tune(self, cells: Mapping[tuple, tuple[ForgetSet, Callable, object]], *,
+             trials: int | None = None) -> tuple[dict, pd.DataFrame]:
+        """Choose learning rates, or values of other fields, by ToW against the retrained oracle, on the tuning seeds.
 
-        `cells` maps a name to (forget set, algorithm, rates). Returns the algorithms with the chosen rates under the
-        same names, and the record of all that was tried. A rate that diverges on any tuning seed is not chosen.
+        `cells` maps a name to (forget set, algorithm, space): learning rates, or field -> values, or field -> Optuna
+        distribution; `trials` bounds the settings tried for each (see `rumlib.tune`). Returns the algorithms with the
+        chosen values under the same names, and the record of all that was tried; in it, `rate` is the learning rate. A
+        setting that diverges on any tuning seed is not chosen.
         """
-        tried = [(name, rate) for name, (_, _, rates) in cells.items() for rate in rates]
-        rows = self.unlearn(
-            Cell(cells[name][0], vary(cells[name][1], lr=rate), seed, {"name": name, "rate": rate}, mia=False)
-            for name, rate in tried for seed in self.profile.tuning_seeds)
-        record = rows.groupby(["name", "rate"], sort=False).agg(
-            tow=("tow", lambda tow: tow.mean(skipna=False)), diverged=("diverged", "sum")).reset_index()
+        searches = {name: search(space, trials) for name, (_, _, space) in cells.items()}
+        asked = {name: next(searching) for name, searching in searches.items()}
+        tried = []
+        while asked:
+            trial = [(name, setting) for name, settings in asked.items() for setting in settings]
+            rows = self.unlearn(Cell(cells[name][0], _set(cells[name][1], setting), seed, {"trial": k}, mia=False)
+                                for k, (name, setting) in enumerate(trial) for seed in self.profile.tuning_seeds)
+            found = rows.groupby("trial").agg(tow=("tow", lambda tow: tow.mean(skipna=False)),
+                                              diverged=("diverged", "sum"))
+            tows = dict.fromkeys(asked, ())
+            for (name, setting), tow, diverged in zip(trial, found["tow"], found["diverged"], strict=True):
+                rate = {"rate": setting["lr"]} if "lr" in setting else {}
+                tried.append({"name": name, **rate, "setting": setting, "forget": cells[name][0].digest,
+                              "tow": float(tow), "diverged": int(diverged)})
+                tows[name] += (float(tow),)
+            asked = {}
+            for name, told in tows.items():
+                with suppress(StopIteration):
+                    asked[name] = searches[name].send(list(told))
+        record = pd.DataFrame(tried).assign(chosen=False)
         chosen = {}
         for name, (_, algorithm, _) in cells.items():
-            mine = record[record["name"] == name]
+            mine = record[[other == name for other in record["name"]]]
             if mine["tow"].isna().all():
-                raise FloatingPointError(f"{name}: every learning rate of {list(mine['rate'])} diverged; "
-                                         f"try smaller ones")
-            chosen[name] = vary(algorithm, lr=float(mine.loc[mine["tow"].idxmax(), "rate"]))
-        record["chosen"] = [chosen[name] == vary(cells[name][1], lr=rate)
-                            for name, rate in zip(record["name"], record["rate"], strict=True)]
+                raise FloatingPointError(f"{name}: every one of {list(mine['setting'])} diverged; try smaller ones")
+            best = mine["tow"].idxmax()
+            record.loc[best, "chosen"] = True
+            chosen[name] = _set(algorithm, mine.loc[best, "setting"])
         return chosen, record
+
+    def publish(self, record: pd.DataFrame, keys: tuple[str, ...] = ("level", "algorithm", "budget"),
+                folder: Path = FOLDER) -> Path:
+        """Write what `tune` chose, and its search, to a file of the package; `keys` says what its names are made of."""
+        entries = {}
+        for name in dict.fromkeys(record["name"]):
+            mine = record[[other == name for other in record["name"]]]
+            best = mine[mine["chosen"]].iloc[0]
+            tried = [{**row.setting, "tow": None if math.isnan(row.tow) else round(row.tow, 4)}
+                     for row in mine.itertuples()]
+            entries[name] = {"values": best["setting"], "tow": round(best["tow"], 4), "forget": best["forget"],
+                             "seeds": list(self.profile.tuning_seeds), "search": tried}
+        return write(self.profile.name, keys, entries, folder)
 
     def _all(self, method: Callable, tasks: list[tuple], what: str) -> list[dict]:
         """The cells for these arguments, read back or computed."""
