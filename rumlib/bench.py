@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from rumlib.algorithms import Algorithm, SalUn
+from rumlib.algorithms import Algorithm, InfluenceUnlearning, SalUn
 from rumlib.data import load
-from rumlib.models import build
+from rumlib.models import build, small_resnet
 from rumlib.profiles import LAPTOP
-from rumlib.scores import bank
+from rumlib.scores import Trace, bank
 from rumlib.study import find_home, vary
 from rumlib.train import Recipe, fit
 
@@ -52,6 +52,23 @@ def plain(make_model, examples, recipe: Recipe) -> None:
             loss.backward()
             optimizer.step()
             total += loss.item()
+
+
+def one_at_a_time(model, forget, retain, alpha: float, samples: int, n: int) -> torch.Tensor:
+    """Influence unlearning as it is published: a backward pass for each example. Returns the new weights, flat."""
+    weights = list(model.parameters())
+
+    def gradient(x, y):
+        loss = F.cross_entropy(model(x[None]), y[None])
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)])
+
+    mean_s, mean_r = (sum(map(gradient, s.x, s.y)) / len(s) for s in (forget, retain))
+    k, o = len(forget) / (len(forget) + len(retain)) * (mean_s - mean_r), gradient(retain.x[0], retain.y[0])
+    for x, y in zip(retain.x[1:samples], retain.y[1:samples], strict=True):
+        g = gradient(x, y)
+        t = o @ g
+        k, o = k - (k @ g) / (n + t) * o, o - t / (n + t) * o
+    return torch.cat([p.detach().flatten() for p in weights]) + alpha * k
 
 
 def main() -> None:
@@ -86,6 +103,21 @@ def main() -> None:
         one: Algorithm | SalUn = vary(algorithm, epochs=1, lr=0.01)
         [taken] = seconds(lambda one=one: one(model, forget, retain))
         row(f"an epoch of {name} against a training epoch", taken, epoch, "s")
+
+    network = fit(partial(small_resnet, shape=(1, 8, 8), widths=(16, 32)), train, replace(p.recipe, epochs=1))
+    influence = InfluenceUnlearning()
+    for name, net in (("MLP", model), ("small ResNet", network)):
+        expected = one_at_a_time(net, forget, retain, influence.alpha, influence.samples, influence.n)
+        found = torch.cat([w.detach().flatten() for w in influence(net, forget, retain).parameters()])
+        assert (found - expected).norm() < 1e-4 * expected.norm()
+        ours, theirs = seconds(lambda net=net: influence(net, forget, retain),
+                               lambda net=net: one_at_a_time(net, forget, retain, influence.alpha, influence.samples,
+                                                             influence.n))
+        row(f"influence unlearning of a {name} against one example at a time", ours, theirs, "s")
+
+    watched, plainly = seconds(lambda: fit(p.make_model, train, p.recipe, trace=Trace(train)),
+                               lambda: fit(p.make_model, train, p.recipe), rounds=9)
+    row("training with four proxies against training alone", watched, plainly, "s/model")
 
     folder = find_home() / "figures" / "bench"
     folder.mkdir(parents=True, exist_ok=True)

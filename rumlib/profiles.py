@@ -10,14 +10,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from rumlib.algorithms import (
+    SSD,
+    UNSIR,
     Algorithm,
+    BadTeacher,
+    BoundaryExpand,
+    BoundaryShrink,
     Finetune,
+    Fisher,
+    InfluenceUnlearning,
     L1Sparse,
+    LastLayers,
     NegGrad,
     NegGradPlus,
     RandomLabel,
@@ -41,6 +49,7 @@ class Profile:
     budgets          epochs of unlearning that are compared; rates: the learning rates tried at each
     rum_budget       epochs per step in the RUM study; rum_rates: the learning rates tried there
     algorithms       label -> algorithm, without its learning rate and epochs
+    further          label -> (algorithm, field -> values tried), those that a table of all methods adds to these
     seeds            on which results are reported; tuning_seeds: on which learning rates are chosen
     """
 
@@ -59,6 +68,7 @@ class Profile:
     rum_budget: int = 3
     rum_rates: tuple[float, ...] = ()
     algorithms: Mapping[str, Algorithm | SalUn] = field(default_factory=dict)
+    further: Mapping[str, tuple[Callable, Mapping]] = field(default_factory=dict)
     seeds: tuple[int, ...] = tuple(range(8))
     tuning_seeds: tuple[int, ...] = tuple(range(100, 103))
 
@@ -92,6 +102,28 @@ def algorithms(batch_size: int) -> dict[str, Algorithm | SalUn]:
     }
 
 
+def further(batch_size: int) -> dict[str, tuple[Callable, Mapping]]:
+    """Influence unlearning and the methods beyond the paper, with the values tried.
+
+    The ranges were laid out on the digits: for most methods the best value of each level lies inside, or larger ones
+    destroy the model. CF-1 hardly depends on its rate, and EU-1 little.
+    """
+    common = dict(batch_size=batch_size, schedule="linear", clip=5.0)
+    rates = {"lr": (0.05, 0.1, 0.2, 0.4)}
+    small = {"lr": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)}     # nothing holds on to the retain set
+    return {
+        "Influence": (InfluenceUnlearning(), {"alpha": (3.0, 10.0, 30.0, 100.0, 300.0)}),
+        "SSD": (SSD(batch_size=batch_size), {"alpha": (1.0, 3.0, 10.0), "dampening": (0.1, 1.0)}),
+        "Fisher": (Fisher(), {"alpha": (0.001, 0.003, 0.01, 0.03)}),
+        "Bad teacher": (BadTeacher(**common), {"lr": (0.05, 0.1, 0.2, 0.4, 0.8)}),
+        "UNSIR": (UNSIR(**common), {"lr": (0.0125, 0.025, 0.05, 0.1, 0.2)}),
+        "Boundary shrink": (BoundaryShrink(**common), small),
+        "Boundary expand": (BoundaryExpand(**common), small),
+        "CF-1": (LastLayers(**common), rates),
+        "EU-1": (LastLayers(exact=True, **common), rates),
+    }
+
+
 LAPTOP = Profile(
     name="laptop",
     data="digits",                                           # graded noise and 5 % flipped labels: clean digits hold
@@ -105,6 +137,7 @@ LAPTOP = Profile(
     ascent_rates=(0.001, 0.003, 0.01, 0.03),                 # NegGrad alone: larger ones destroy the model
     rum_rates=(0.05, 0.1, 0.2, 0.4),                         # the best lie inside (.8 is worse for every algorithm)
     algorithms=algorithms(batch_size=32),
+    further=further(batch_size=32),
 )
 
 SMOKE = replace(
@@ -136,6 +169,7 @@ CIFAR10_SMALL = Profile(
     ascent_rates=(0.001, 0.01),
     rum_rates=(0.02, 0.08),
     algorithms=algorithms(batch_size=64),
+    further=further(batch_size=64),
     seeds=(0, 1, 2),
     tuning_seeds=(100,),
 )

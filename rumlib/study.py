@@ -466,6 +466,19 @@ class Study:
         return pd.DataFrame([{"set": cell.forget.name, "seed": cell.seed, **cell.labels, **row}
                              for cell, row in zip(cells, rows, strict=True)])
 
+    def candidates(self, budget: int) -> dict[str, tuple[Callable, Mapping]]:
+        """Label -> (algorithm, values to try) of all algorithms of the profile, those that have epochs at that many."""
+        p = self.profile
+        known = {name: (algorithm, {"lr": p.grid(name, budget)}) for name, algorithm in p.algorithms.items()}
+        return {name: (vary(algorithm, epochs=budget) if "epochs=" in repr(algorithm) else algorithm, space)
+                for name, (algorithm, space) in (known | dict(p.further)).items()}
+
+    def tune_all(self) -> tuple[dict, pd.DataFrame]:
+        """`tune` every candidate at every level of memorization and every budget; names (level, label, budget)."""
+        levels = {level: forget for level, forget in self.levels().items() if level != "mix"}
+        return self.tune({(level, name, budget): (forget, *candidate) for budget in self.profile.budgets
+                          for name, candidate in self.candidates(budget).items() for level, forget in levels.items()})
+
     def tune(self, cells: Mapping[tuple, tuple[ForgetSet, Callable, object]], *,
              trials: int | None = None) -> tuple[dict, pd.DataFrame]:
         """Choose learning rates, or values of other fields, by ToW against the retrained oracle, on the tuning seeds.
@@ -482,6 +495,7 @@ class Study:
             trial = [(name, setting) for name, settings in asked.items() for setting in settings]
             rows = self.unlearn(Cell(cells[name][0], _set(cells[name][1], setting), seed, {"trial": k}, mia=False)
                                 for k, (name, setting) in enumerate(trial) for seed in self.profile.tuning_seeds)
+            rows = rows.reindex(columns=["trial", "tow", "diverged"])    # no tow at all if every run diverged
             found = rows.groupby("trial").agg(tow=("tow", lambda tow: tow.mean(skipna=False)),
                                               diverged=("diverged", "sum"))
             tows = dict.fromkeys(asked, ())

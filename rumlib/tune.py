@@ -1,10 +1,11 @@
 """Which values of its fields an algorithm is tried with, and what was chosen, on file.
 
-    study.tune({name: (forget_set, algorithm, (0.01, 0.1))})                         # learning rates
-    study.tune({name: (forget_set, algorithm, {"lr": (0.01, 0.1), "alpha": (0.9, 0.99)})}, trials=3)      # a grid
-    study.tune({name: (forget_set, algorithm, {"lr": optuna.distributions.FloatDistribution(0.001, 1, log=True)})},
-               trials=20)                                                            # a space, searched by Optuna
-    study.publish(record, ("level", "algorithm", "budget"))                          # rumlib/tuned/<profile>.json
+    study.tune({name: (forget_set, algorithm, (0.01, 0.1))})                                   # learning rates
+    study.tune({name: (forget_set, algorithm, {"lr": (0.01, 0.1), "alpha": (0.9, 0.99)})})     # a grid
+    rates = optuna.distributions.FloatDistribution(0.001, 1, log=True)
+    study.tune({name: (forget_set, algorithm, {"lr": rates})}, trials=20)                      # searched by Optuna
+    chosen, record = study.tune_all()                        # all algorithms of the profile, levels and budgets
+    study.publish(record)                                    # rumlib/tuned/<profile>.json, which the package ships
     tuned("laptop")["low", "Fine-tune", 3]["values"]                                 # {"lr": 0.05}
 
 A search knows nothing of models: it proposes settings, field -> value, and is told how good they were.

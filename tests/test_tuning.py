@@ -13,9 +13,9 @@ from rumlib import tune
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A study of seconds, whose forget set is its flipped labels."""
-    small = replace(rum.profile("smoke"), name="tiny", options={**rum.profile("smoke").options, "n": 200, "n_test": 100},
-                    recipe=rum.Recipe(epochs=8, lr=0.1, batch_size=32), tuning_seeds=(100, 101))
+    """A study of seconds."""
+    smoke = rum.profile("smoke")
+    small = replace(smoke, name="tiny", options={**smoke.options, "n": 200, "n_test": 100}, tuning_seeds=(100, 101))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RUM_ENGINE", "serial")
         yield rum.Study(small, quiet=True, home=tmp_path_factory.mktemp("home"))
@@ -144,5 +144,13 @@ def test_the_package_ships_what_was_chosen_for_the_laptop():
         assert level in ("low", "medium", "high") and budget in p.budgets
         best = max(trial["tow"] for trial in entry["search"] if trial["tow"] is not None)
         assert entry["tow"] == best and {**entry["values"], "tow": best} in entry["search"], name
-    assert {(level, name, budget) for level in ("low", "medium", "high") for name in p.algorithms
-            for budget in p.budgets} <= set(found)
+    assert {(level, name, budget) for level in ("low", "medium", "high") for name in (*p.algorithms, *p.further)
+            for budget in p.budgets} == set(found)
+
+
+def test_candidates_are_all_algorithms_at_a_budget(study):
+    found = study.candidates(7)
+    assert set(found) == {*study.profile.algorithms, *study.profile.further}
+    for name, (algorithm, space) in found.items():
+        assert "epochs=" not in repr(algorithm) or "epochs=7" in repr(algorithm), name
+        assert all(field in repr(algorithm) for field in space)
