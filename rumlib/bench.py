@@ -113,7 +113,7 @@ def main() -> None:
         ours, theirs = seconds(lambda net=net: influence(net, forget, retain),
                                lambda net=net: one_at_a_time(net, forget, retain, influence.alpha, influence.samples,
                                                              influence.n))
-        row(f"influence unlearning of a {name} against one example at a time", ours, theirs, "s")
+        row(f"influence, {name}: against one example at a time", ours, theirs, "s")
 
     watched, plainly = seconds(lambda: fit(p.make_model, train, p.recipe, trace=Trace(train)),
                                lambda: fit(p.make_model, train, p.recipe), rounds=9)

@@ -53,6 +53,7 @@ from rumlib.scores import (
     bands,
     entanglement,
     matched,
+    mmd,
     proxy,
 )
 from rumlib.scores import bank as train_bank
@@ -437,6 +438,14 @@ class Study:
         """Forget sets of low, medium and high entanglement score and one histogram of memorization."""
         return self._entangled(lambda at: {f"matched {level}": rows for level, rows in matched(
             self.score.values, at, self.profile.set_size).items()})
+
+    def entangled(self, forget: ForgetSet) -> dict[str, float]:
+        """Entanglement score and MMD (the root, as published) of a forget set with the rest, in the original model's
+        embedding."""
+        embedding = features(self.model(self.profile.seeds[0]), self.train)
+        gone = torch.isin(self.train.index, forget.index)
+        return {"entanglement": entanglement(embedding[~gone], embedding[gone]),
+                "mmd": math.sqrt(max(mmd(embedding[~gone], embedding[gone]), 0))}
 
     def _entangled(self, choose: Callable[[Tensor], dict[str, Tensor]]) -> list[ForgetSet]:
         embedding = features(self.model(self.profile.seeds[0]), self.train)

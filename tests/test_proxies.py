@@ -1,5 +1,6 @@
 """Proxies of memorization, published scores, and forget sets that differ in entanglement."""
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -143,6 +144,40 @@ def test_a_wrong_call_is_refused(arguments, options, error, words, run):
 def test_what_has_not_been_watched_is_refused(kind, name, run):
     with pytest.raises(ValueError, match="has not seen 123 examples"):
         rum.proxy(name, kind(run.train))
+
+
+# -- In a study -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    smoke = rum.profile("smoke")
+    small = replace(smoke, name="tiny", options={**smoke.options, "n": 400, "n_test": 100}, set_size=40)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RUM_ENGINE", "serial")
+        yield rum.Study(small, quiet=True, home=tmp_path_factory.mktemp("home"))
+
+
+@pytest.mark.parametrize("name", PROXIES)
+def test_a_study_has_every_proxy_of_every_example(name, study):
+    found = study.proxy(name)
+    assert torch.equal(found.index, study.train.index)
+    assert torch.corrcoef(torch.stack([ranks(found.values), ranks(study.score.values)]))[0, 1] > 0.25
+    assert torch.equal(study.proxy(name).values, found.values)       # read back
+
+
+def ranks(values):
+    return values.argsort().argsort().float()
+
+
+def test_matched_sets_of_a_study_share_their_memorization(study):
+    sets = study.matched()
+    assert [s.name for s in sets] == ["matched low", "matched medium", "matched high"]
+    scores, means = ([s.facts[fact] for s in sets] for fact in ("entanglement", "memorization"))
+    assert scores == sorted(scores) and max(means) - min(means) < 0.05
+    for chosen in sets:
+        measured = study.entangled(chosen)
+        assert measured["entanglement"] == pytest.approx(chosen.facts["entanglement"]) and measured["mmd"] > 0
 
 
 # -- Published scores -------------------------------------------------------------------------------------------------

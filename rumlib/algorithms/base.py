@@ -4,7 +4,7 @@ An algorithm is any callable ``(model, forget, retain, *, seed) -> model`` that 
 new one. Most are subclasses of `Algorithm` and hold their hyper-parameters as fields and their idea in `loss`:
 
     @dataclass(frozen=True)
-    class BadTeacher(Algorithm):
+    class Uniform(Algorithm):
         weight: float = 0.5
 
         def loss(self, model, original, forget, retain):
