@@ -31,7 +31,8 @@ paper: $(READY)
 test: $(READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m pytest tests
-	$(PYTHON) -m pytest --nbval-lax --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 1200 -p no:randomly $(NOTEBOOKS)
+	RUM_FIGURES=$(CURDIR)/runs/figures \
+	    $(PYTHON) -m pytest --nbval-lax --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 1200 $(NOTEBOOKS)
 
 lab: $(READY)
 	$(PYTHON) -m jupyterlab notebooks

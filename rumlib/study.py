@@ -57,10 +57,10 @@ from rumlib.scores import (
     proxy,
 )
 from rumlib.scores import bank as train_bank
-from rumlib.train import cost, derive, features, fit, predict
+from rumlib.train import cost, derive, features, fit, fits_stacking, predict
 from rumlib.tune import FOLDER, search, write
 
-CHUNK = 32                                                   # subset models per task: enough to fill batched products
+CHUNK = {True: 32, False: 4}                                 # subset models per task, by whether they are stacked
 
 
 # -- Cells on disk ----------------------------------------------------------------------------------------------------
@@ -284,7 +284,8 @@ class Study:
 
     @property
     def figures(self) -> Path:
-        return self.home / "figures" / self.profile.name
+        """Where its figures go: figures/<profile>, or under RUM_FIGURES."""
+        return Path(os.environ.get("RUM_FIGURES") or self.home / "figures") / self.profile.name
 
     @cached_property
     def _data(self) -> tuple[Examples, Examples]:
@@ -377,8 +378,8 @@ class Study:
     @cached_property
     def score(self) -> Score:
         """Memorization of every training example."""
-        models = self.profile.score_models
-        chunks = [range(k, min(k + CHUNK, models)) for k in range(0, models, CHUNK)]
+        models, size = self.profile.score_models, CHUNK[fits_stacking(build(self.profile.make_model, 0))]
+        chunks = [range(k, min(k + size, models)) for k in range(0, models, size)]
         parts = self._all(Study.bank, [(chunk, self.profile.fraction) for chunk in chunks], "subset models")
         self.score_seconds = sum(part["seconds"] for part in parts)      # on one core
         return sum((Bank(**part["tensors"]) for part in parts[1:]), start=Bank(**parts[0]["tensors"])).score(
