@@ -44,6 +44,7 @@ from rumlib.models import build, describe, mlp, resnet18, small_resnet
 from rumlib.profiles import Profile, profile
 from rumlib.rum import RUM, Refine, Shuffled
 from rumlib.scores import (
+    PROXIES,
     Curvature,
     Score,
     Trace,
@@ -60,7 +61,8 @@ from rumlib.study import Cell, ForgetSet, Study, contrast, summarise, tow_betwee
 from rumlib.train import Recipe, accuracy, cost, features, fit, fit_many, predict
 from rumlib.tune import tuned
 
-__all__ = ["RUM", "SSD", "UNSIR", "Algorithm", "BadTeacher", "BoundaryExpand", "BoundaryShrink", "Cell", "Curvature",
+__all__ = ["PROXIES", "RUM", "SSD", "UNSIR", "Algorithm", "BadTeacher", "BoundaryExpand", "BoundaryShrink", "Cell",
+           "Curvature",
            "Examples", "Finetune", "Fisher", "ForgetSet", "InfluenceUnlearning", "Keep", "L1Sparse", "LastLayers",
            "NegGrad", "NegGradPlus", "Profile", "RandomLabel", "Recipe", "Refine", "Retrain", "SalUn", "Score", "Scrub",
            "Shuffled", "Study", "Trace", "acceleration", "accuracies", "accuracy", "attack_feature", "bands", "build",

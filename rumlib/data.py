@@ -80,6 +80,9 @@ class Examples:
         return Examples(self.x[rows], self.y[rows], self.index[rows], info, self.names)
 
     def __add__(self, other: Examples) -> Examples:
+        if self.x.dtype != other.x.dtype or self.x.shape[1:] != other.x.shape[1:]:
+            raise TypeError(f"images of one kind only can be joined; got {tuple(self.x.shape[1:])} {self.x.dtype} and "
+                            f"{tuple(other.x.shape[1:])} {other.x.dtype}")
         info = {name: torch.cat([self.info[name], other.info[name]]) for name in self.info if name in other.info}
         return Examples(torch.cat([self.x, other.x]), torch.cat([self.y, other.y]),
                         torch.cat([self.index, other.index]), info, self.names or other.names)
@@ -125,10 +128,11 @@ def label_hash(y: Tensor) -> str:
     return hashlib.sha256(torch.as_tensor(y).cpu().numpy().astype("<i8").tobytes()).hexdigest()[:16]
 
 
-def as_input(x: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """Images as a model sees them: float on its device, uint8 scaled to [0, 1]."""
-    x = x.to(device, non_blocking=True)
-    return x.float().div_(255) if x.dtype == torch.uint8 else x
+def as_input(x: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Images as a model sees them: on the device and in the dtype of its `weight` (float32), uint8 scaled to [0, 1]."""
+    device, dtype = (weight.device, weight.dtype) if weight is not None else (x.device, torch.float32)
+    x = x.to(device, non_blocking=True)                      # first, so that bytes travel and not floats
+    return x.to(dtype).div_(255) if x.dtype == torch.uint8 else x.to(dtype)
 
 
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -279,7 +283,8 @@ def _chosen(decode, y: Tensor, names: tuple[str, ...], *, classes, n, size, seed
         rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n]].sort().values
     x, y = decode(rows), y[rows]
     if size is not None and x.shape[-1] != size:
-        x = torch.nn.functional.interpolate(x.float(), (size, size), mode="area").round().to(x.dtype)
+        resized = torch.nn.functional.interpolate(x.float(), (size, size), mode="area")
+        x = resized.round().to(x.dtype) if x.dtype == torch.uint8 else resized
     if classes is not None:
         y = torch.stack([y == c for c in classes]).int().argmax(0)
         names = tuple(names[c] for c in classes) if names else ()

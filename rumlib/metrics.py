@@ -2,7 +2,6 @@
 
     tow(unlearned, retrained, forget, retain, test)          # 1: as retrained in accuracy on all three sets
     tow_mia(unlearned, retrained, forget, retain, test)      # the same with a membership attack on the forget set
-    attack(model, forget, retain, test)                      # that attack: share of the forget set called non-member
     disagreement(unlearned, retrained, examples)             # share of examples that the two classify differently
     evaluate(model, forget, retain, test)                    # the four numbers behind them, from one pass over the data
     svc_mia(model, members, nonmembers, target, "entropy")   # the attack by any of its five features
@@ -53,7 +52,8 @@ def evaluate(model: nn.Module, forget: Examples, retain: Examples, test: Example
     target, members, nonmembers = (confidence(l, s.y) for l, s in zip(logits, sets, strict=True))
     n = min(len(retain), len(test))
     members = members[retain.index.argsort()[:n]]
-    return Evaluation(*accuracies, mia=_called_nonmember(members, nonmembers[:n], target, seed))
+    nonmembers = nonmembers[torch.linspace(0, len(test) - 1, n).long()]      # spread: test sets can be sorted by class
+    return Evaluation(*accuracies, mia=_called_nonmember(members, nonmembers, target, seed))
 
 
 def tow(unlearned: nn.Module, retrained: nn.Module, forget: Examples, retain: Examples, test: Examples) -> float:

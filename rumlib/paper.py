@@ -7,29 +7,39 @@ The sources are never written to. Finished cells of a study are remembered, so t
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rumlib.profiles import profile
 from rumlib.study import find_home
 
+SIDE_BY_SIDE = min(os.cpu_count() or 1, 4)                   # notebooks at a time; they take turns in computing
+
 
 def execute(name: str, home: Path) -> None:
-    """Execute every numbered notebook at the profile of that name, in order. A failing one ends the run."""
+    """Execute every numbered notebook at the profile of that name. A failing one ends the run."""
     profile(name).check()                                    # an unknown profile or missing data: say so at once
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     import papermill
 
     folder = home / "runs" / name
     folder.mkdir(parents=True, exist_ok=True)
-    for source in sorted((home / "notebooks").glob("[0-9]*.ipynb")):
+
+    def one(place: int, source: Path) -> None:
         start = time.perf_counter()
         papermill.execute_notebook(
             source, folder / source.name, parameters={"profile": name, "quiet": True}, kernel_name="python3",
-            cwd=source.parent, progress_bar={"desc": f"{source.stem} ({name})", "unit": " cells", "leave": False})
+            cwd=source.parent, progress_bar={"desc": source.stem, "unit": " cells", "leave": False, "position": place})
         print(f"{source.stem:<16} {time.perf_counter() - start:6.1f} s", flush=True)
+
+    sources = sorted((home / "notebooks").glob("[0-9]*.ipynb"))
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        for done in [pool.submit(one, place, source) for place, source in enumerate(sources)]:
+            done.result()
     print(f"Executed notebooks: {folder}/   figures and tables: {home / 'figures' / name}/")
 
 

@@ -50,6 +50,7 @@ class Profile:
     rum_budget       epochs per step in the RUM study; rum_rates: the learning rates tried there
     algorithms       label -> algorithm, without its learning rate and epochs
     further          label -> (algorithm, field -> values tried), those that a table of all methods adds to these
+    workers          processes that compute; -1: one per core
     seeds            on which results are reported; tuning_seeds: on which learning rates are chosen
     """
 
@@ -69,6 +70,7 @@ class Profile:
     rum_rates: tuple[float, ...] = ()
     algorithms: Mapping[str, Algorithm | SalUn] = field(default_factory=dict)
     further: Mapping[str, tuple[Callable, Mapping]] = field(default_factory=dict)
+    workers: int = -1
     seeds: tuple[int, ...] = tuple(range(8))
     tuning_seeds: tuple[int, ...] = tuple(range(100, 103))
 
@@ -151,6 +153,7 @@ SMOKE = replace(
     ascent_rates=(0.003,),
     rum_budget=1,
     rum_rates=(0.1,),
+    workers=1,                                               # starting processes would take longer than the work
     seeds=(0, 1),
     tuning_seeds=(100,),
 )

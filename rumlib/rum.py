@@ -72,6 +72,9 @@ class RUM:
         parts = getattr(self.refine, "parts", len(self.steps))
         if len(self.steps) != parts or not self.steps:
             raise ValueError(f"{parts} parts need {parts} steps, one algorithm each; got {len(self.steps)}")
+        for step in self.steps:
+            if not callable(step):
+                raise TypeError(f"a step is an algorithm, e.g. Finetune(); got {step!r}")
         if self.order is not None and sorted(self.order) != list(range(parts)):
             raise ValueError(f"order must name each of the parts 0..{parts - 1} once; got {self.order}")
         if self.waiting not in WAITING:
@@ -86,6 +89,8 @@ class RUM:
         """(part number, model after its step), step by step."""
         accept(model, forget, retain)
         parts = self.refine(forget)
+        if len(parts) != len(self.steps):
+            raise ValueError(f"{self.refine!r} gave {len(parts)} parts for {len(self.steps)} steps, one algorithm each")
         order = self.order or tuple(range(len(parts)))
         for k, part in enumerate(order):
             known = retain

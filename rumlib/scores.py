@@ -138,7 +138,7 @@ class Score:
         return mask
 
     def _ranked(self, level: str, free: Tensor) -> Tensor:
-        middle = self.values.median() if self.middle is None else self.middle
+        middle = self.values.quantile(0.5) if self.middle is None else self.middle
         key = {"low": self.values, "high": -self.values, "medium": (self.values - middle).abs()}[level]
         return torch.where(free, key, torch.inf).argsort(stable=True)
 
@@ -336,9 +336,9 @@ def proxy(name: str, source: Trace | Curvature | nn.Module, examples: Examples |
     if name == "holdout_retraining":
         return Score(name, _moved(source, examples, holdout, recipe, seed, compat), examples.index)
     if name == "loss_curvature" and isinstance(source, nn.Module):
-        probe, device = Curvature(examples), next(source.parameters()).device
+        probe, weight = Curvature(examples), next(source.parameters())
         for rows in torch.arange(len(examples)).split(256):
-            probe(source, as_input(examples.x[rows], device), examples.y[rows].to(device), rows)
+            probe(source, as_input(examples.x[rows], weight), examples.y[rows].to(weight.device), rows)
         source = probe
     if isinstance(source, Trace):
         source.flush()

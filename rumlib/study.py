@@ -14,6 +14,7 @@ back when it is asked for again: resuming is running again.
 from __future__ import annotations
 
 import ast
+import fcntl
 import hashlib
 import inspect
 import json
@@ -24,9 +25,9 @@ import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rumlib import engine
+from rumlib.algorithms import Keep
 from rumlib.data import Examples, digest, load
 from rumlib.metrics import Evaluation, evaluate, tow_from_accuracies
 from rumlib.models import build, describe
@@ -58,7 +60,7 @@ from rumlib.scores import (
 )
 from rumlib.scores import bank as train_bank
 from rumlib.train import cost, derive, features, fit, fits_stacking, predict
-from rumlib.tune import FOLDER, search, write
+from rumlib.tune import FOLDER, search, tuned, write
 
 CHUNK = {True: 32, False: 4}                                 # subset models per task, by whether they are stacked
 
@@ -83,7 +85,7 @@ class Store:
         """The values of a cell, tensors under "tensors" if it has any; None if it is not there."""
         path = self.path(kind, key)
         try:
-            text = path.read_text()
+            text = path.read_bytes()
         except FileNotFoundError:
             return None
         try:
@@ -176,17 +178,45 @@ def remembered(*modules: str) -> Callable:
 
 
 def identify(value) -> object:
-    """What stands for a value in the identity of a cell: plain values as they are, the rest by content."""
+    """What stands for a value in the identity of a cell: plain values as they are, data by content, algorithms by their
+    class, fields and, if they are a user's own, code. Raises TypeError for what could not be found again."""
     if isinstance(value, bool | int | float | str | None):
         return value
     if isinstance(value, tuple | list | range):
         return [identify(v) for v in value]
     if hasattr(value, "digest"):
         return value.digest
-    if callable(value) and not is_dataclass(value) and " at 0x" in repr(value):
-        raise TypeError(f"{value!r} has no lasting name, so that its results could not be found again; make it a "
-                        f"frozen dataclass (its repr then names it)")
-    return repr(value)
+    if isinstance(value, Tensor):
+        return digest(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        own = {f.name: factory(getattr(value, f.name)) if f.name == "make_model" else identify(getattr(value, f.name))
+               for f in fields(value)}
+        return {"class": type(value).__qualname__, "code": _foreign_code(type(value)), **own}
+    raise TypeError(f"{value!r} has no lasting name, so that its results could not be found again; make it a frozen "
+                    f"dataclass (its name, fields and code then stand for it)")
+
+
+def factory(make_model: Callable) -> list[str]:
+    """What stands for a model factory: its description and, if it is a user's own, its code."""
+    function = make_model.func if isinstance(make_model, partial) else make_model
+    if "<" in describe(make_model).partition("(")[0]:
+        raise TypeError(f"{describe(make_model)} has no lasting name, so that its results could not be found again; "
+                        f"use a function defined at the top of a module or notebook, functools.partial for arguments")
+    return [describe(make_model), *_foreign_code(function)]
+
+
+def _foreign_code(thing: type | Callable) -> list[str]:
+    """Hashes of the code of a class (and its bases) or function that does not come with rumlib."""
+    if not isinstance(thing, type):
+        own = [] if thing.__module__.startswith("rumlib.") else [thing]
+    else:
+        bases = [base for base in thing.__mro__ if base is not object and not base.__module__.startswith("rumlib.")]
+        own = [f for base in bases for _, f in sorted(vars(base).items()) if inspect.isfunction(f)]
+
+    def plain(code):
+        return [code.co_code.hex(), code.co_names, [plain(c) if inspect.iscode(c) else repr(c) for c in code.co_consts]]
+
+    return [hashlib.sha256(repr(plain(f.__code__)).encode()).hexdigest()[:16] for f in own if hasattr(f, "__code__")]
 
 
 def digest_of(identity: Mapping) -> str:
@@ -302,7 +332,7 @@ class Study:
     @cached_property
     def identity(self) -> dict:
         """What every cell of this study depends on."""
-        return {"data": [self.train.digest, self.test.digest], "model": describe(self.profile.make_model),
+        return {"data": [self.train.digest, self.test.digest], "model": factory(self.profile.make_model),
                 "recipe": repr(self.profile.recipe), "device": "cpu"}
 
     # -- what is remembered
@@ -358,14 +388,12 @@ class Study:
         """One unlearning run beside its oracle."""
         gone, kept = self.split(forget)
         original, (oracle, reference) = self.model(seed), self.retrained(forget, seed)
-        with cost() as spent:
-            try:
+        try:
+            with cost() as spent:
                 model = algorithm(original, gone, kept, seed=seed)
-            except FloatingPointError:                       # a learning rate too large: a result, reported as such
-                model = None
-        if model is None:
-            return {"diverged": True, **asdict(spent)}
-        found = evaluate(model, gone, kept, self.test, mia=mia)
+            found = evaluate(model, gone, kept, self.test, mia=mia)
+        except FloatingPointError:                           # a learning rate too large: a result, reported as such
+            return {"diverged": True, "tow": None, **asdict(spent)}
         row = {"diverged": False, **tow_between(found, reference), **asdict(spent), **asdict(found)}
         row |= {f"oracle_{name}": value for name, value in asdict(reference).items()}
         for name, examples in (("forget", gone), ("test", self.test)):
@@ -395,6 +423,10 @@ class Study:
             setattr(trace, field_, tensors[field_])
         return proxy(name, trace)
 
+    def proxy_seconds(self, name: str, seed: int = 0) -> float:
+        """What the proxy took beyond the training of the original model."""
+        return self.original(seed)["trace_seconds"] if name in TRACED else self.probed(name, seed)["seconds"]
+
     @lru_cache(maxsize=32)                                   # noqa: B019  few studies, each lives as long as its process
     def model(self, seed: int) -> nn.Module:
         """The original model of that seed."""
@@ -419,6 +451,7 @@ class Study:
 
     def forget_set(self, name: str, mask: Tensor, **facts: float) -> ForgetSet:
         """The training examples under the mask as a forget set of this study."""
+        self.train.split(mask)                               # refuses what is no mask over them
         chosen = ForgetSet(name, self.train.index[mask].sort().values,
                            {"memorization": self.score.values[mask].mean().item(), **facts})
         self.splits[name] = chosen.digest
@@ -469,6 +502,8 @@ class Study:
     def unlearn(self, cells: Iterable[Cell]) -> pd.DataFrame:
         """Run all cells, in any order and on all cores; one row each, in their order."""
         cells = list(cells)
+        for cell in cells:
+            identify(cell.algorithm)                         # refuses what has no identity before anything is trained
         self.originals({cell.seed: None for cell in cells})
         pairs = {(cell.forget.digest, cell.seed): (cell.forget, cell.seed) for cell in cells}
         self._all(Study.oracle, list(pairs.values()), "retrained models")
@@ -483,11 +518,44 @@ class Study:
         return {name: (vary(algorithm, epochs=budget) if "epochs=" in repr(algorithm) else algorithm, space)
                 for name, (algorithm, space) in (known | dict(p.further)).items()}
 
-    def tune_all(self) -> tuple[dict, pd.DataFrame]:
-        """`tune` every candidate at every level of memorization and every budget; names (level, label, budget)."""
+    def tune_all(self, *, anew: bool = False) -> tuple[dict, pd.DataFrame]:
+        """Every candidate tuned at every level of memorization and every budget; names (level, label, budget).
+
+        What the package has on file for these very forget sets, spaces and seeds is read; else, or with `anew`, it is
+        searched. ``record.attrs["source"]`` says which.
+        """
         levels = {level: forget for level, forget in self.levels().items() if level != "mix"}
-        return self.tune({(level, name, budget): (forget, *candidate) for budget in self.profile.budgets
-                          for name, candidate in self.candidates(budget).items() for level, forget in levels.items()})
+        cells = {(level, name, budget): (forget, *candidate) for budget in self.profile.budgets
+                 for name, candidate in self.candidates(budget).items() for level, forget in levels.items()}
+        return (None if anew else self._on_file(cells)) or self.tune(cells)
+
+    def _on_file(self, cells: Mapping) -> tuple[dict, pd.DataFrame] | None:
+        try:
+            entries = tuned(self.profile.name)
+        except FileNotFoundError:
+            return None
+        chosen, tried = {}, []
+        for name, (forget, algorithm, space) in cells.items():
+            entry = entries.get(name, {})
+            record = [({k: v for k, v in trial.items() if k != "tow"}, trial["tow"])
+                      for trial in entry.get("search", ())]
+            asked = [setting for settings in search(space) for setting in settings]
+            if (entry.get("forget"), entry.get("seeds"), [setting for setting, _ in record]) != (
+                    forget.digest, list(self.profile.tuning_seeds), asked):
+                return None
+            chosen[name] = _set(algorithm, entry["values"])
+            tried += [{"name": name, "rate": setting.get("lr"), "setting": setting, "forget": forget.digest, "tow": tow,
+                       "chosen": setting == entry["values"]} for setting, tow in record]
+        record = pd.DataFrame(tried)
+        record.attrs["source"] = f"read from rumlib/tuned/{self.profile.name}.json"
+        return chosen, record
+
+    def report(self, chosen: Mapping[tuple, Callable], sets: Mapping[str, ForgetSet]) -> pd.DataFrame:
+        """Rows of tuned algorithms, named (level, label, budget), and of doing nothing, on the reporting seeds."""
+        nothing = {(level, "Nothing", budget): Keep() for level, _, budget in chosen}
+        return self.unlearn(Cell(sets[level], algorithm, seed, {"level": level, "algorithm": name, "epochs": budget})
+                            for (level, name, budget), algorithm in (dict(chosen) | nothing).items()
+                            for seed in self.profile.seeds)
 
     def tune(self, cells: Mapping[tuple, tuple[ForgetSet, Callable, object]], *,
              trials: int | None = None) -> tuple[dict, pd.DataFrame]:
@@ -519,11 +587,12 @@ class Study:
                 with suppress(StopIteration):
                     asked[name] = searches[name].send(list(told))
         record = pd.DataFrame(tried).assign(chosen=False)
+        record.attrs["source"] = "searched"
         chosen = {}
         for name, (_, algorithm, _) in cells.items():
             mine = record[[other == name for other in record["name"]]]
             if mine["tow"].isna().all():
-                raise FloatingPointError(f"{name}: every one of {list(mine['setting'])} diverged; try smaller ones")
+                raise FloatingPointError(f"{name}: every setting of {list(mine['setting'])} diverged; try smaller ones")
             best = mine["tow"].idxmax()
             record.loc[best, "chosen"] = True
             chosen[name] = _set(algorithm, mine.loc[best, "setting"])
@@ -547,23 +616,38 @@ class Study:
         found = [method.lookup(self, *task) for task in tasks]
         missing = [k for k, values in enumerate(found) if values is None]
         self.used["read back"] += len(tasks) - len(missing)
-        self.used["computed"] += len(missing)
-        if missing:
+        if not missing:
+            return found
+        with self._alone():                                  # what somebody else computed meanwhile is read back too
+            for k in missing:
+                found[k] = method.lookup(self, *tasks[k])
+            missing = [k for k, values in enumerate(found) if values is None]
+            self.used["computed"] += len(missing)
             self.bar = self.bar if self.bar is not None else tqdm(total=0, disable=self.quiet, unit="cell")
             self.bar.total += len(missing)
             self.bar.set_description(what)
-            for k, values in engine.run(_compute, [(self, method.__name__, tasks[k]) for k in missing]):
+            for k, values in engine.run(_compute, [(self, method.__name__, tasks[k]) for k in missing],
+                                        workers=self.profile.workers):
                 found[missing[k]] = values
                 self.bar.update()
         return found
 
+    @contextmanager
+    def _alone(self):
+        """Two notebooks of one study take turns: each computes on all cores, and finds what the other has done."""
+        self.store.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.store.folder / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)                 # given back by the system even if this process is killed
+            yield
+
     def provenance(self) -> dict:
         """What is needed to say where a figure comes from."""
-        lock = self.home / "requirements.lock"
+        package = Path(__file__).parent
+        lock = package.parent / "requirements.lock"
         return {
             "profile": self.profile.name,
-            "commit": _git(self.home, "rev-parse", "HEAD"),
-            "dirty": bool(_git(self.home, "status", "--porcelain", "--", "rumlib", "notebooks", "requirements.lock")),
+            "commit": _git(package, "rev-parse", "HEAD"),
+            "dirty": bool(_git(package, "status", "--porcelain", "--", ".", "../notebooks", "../requirements.lock")),
             "lock": hashlib.sha256(lock.read_bytes()).hexdigest()[:16] if lock.exists() else None,
             "data": {"name": self.profile.data, "train": self.train.digest, "test": self.test.digest},
             "forget sets": dict(self.splits),
@@ -656,11 +740,13 @@ def contrast(rows: pd.DataFrame, of: str, better: Mapping, worse: Mapping) -> di
     Returns mean, low, high (Student t, 95 %), n and the verdict on "better is larger": "holds" if the interval lies
     above 0, "opposite" if below, "open" if it holds 0 (or there is a single seed).
     """
-    a, b = (rows[(rows[list(which)] == pd.Series(which)).all(axis=1)].groupby("seed")[of].mean()
-            for which in (better, worse))
+    a, b = (rows[(rows[list(which)] == pd.Series(which)).all(axis=1)].groupby("seed")[of].agg(
+        lambda values: values.mean(skipna=False)) for which in (better, worse))
     if a.empty or set(a.index) != set(b.index):
         raise ValueError(f"{dict(better)} has seeds {list(a.index)} and {dict(worse)} has {list(b.index)}; "
                          f"a paired difference needs the same ones")
+    if a.isna().any() or b.isna().any():
+        raise ValueError(f"a run of {dict(better)} or {dict(worse)} has no {of} (it diverged, or was not attacked)")
     found = interval(a - b.loc[a.index])
     found["verdict"] = "holds" if found["low"] > 0 else "opposite" if found["high"] < 0 else "open"
     return found

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -64,18 +65,18 @@ class Recipe:
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
             raise ValueError(f"unknown schedule {self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
-        if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0:
+        if self.epochs < 1 or self.batch_size < 1 or not 0 < self.lr < math.inf:
             raise ValueError(f"epochs and batch_size must be at least 1 and lr positive; got {self}")
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step number `step` (from 0) of `steps`."""
         warm = self.warmup * steps
         if step < warm:
-            return self.lr * (step + 1) / warm if warm > 1 else self.lr
+            return self.lr * min((step + 1) / warm, 1)
         done = (step - warm) / max(steps - warm, 1)
         match self.schedule:
             case "cosine":
-                return self.lr * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * done))))
+                return self.lr * 0.5 * (1 + math.cos(math.pi * done))
             case "linear":
                 return self.lr * (1 - done)
             case "step":
@@ -112,7 +113,8 @@ def descend(model: nn.Module, batches: Iterable, loss: Callable, recipe: Recipe,
                 p.grad = None                                # what zero_grad does, at a tenth of its time
             value.backward()
             for p, learns, _ in masked:
-                p.grad.mul_(learns)
+                if p.grad is not None:                       # a layer that the loss does not reach has none
+                    p.grad.mul_(learns)
             if recipe.clip:
                 clip_gradients(weights, recipe.clip, models=len(model) if isinstance(model, Stacked) else 1)
             optimizer.step()
@@ -128,14 +130,25 @@ def descend(model: nn.Module, batches: Iterable, loss: Callable, recipe: Recipe,
     return model.eval()
 
 
-def shuffled(examples: Examples, size: int, random: torch.Generator, *, device="cpu", mirror=False) -> Iterator[Batch]:
-    """One epoch of `examples` in random order. A last batch of one joins the one before: BatchNorm cannot use it."""
-    rows = list(torch.randperm(len(examples), generator=random).split(size))
-    if len(rows) > 1 and len(rows[-1]) == 1:
-        rows[-2:] = [torch.cat(rows[-2:])]
-    for part in rows:
+def shuffled(examples: Examples, size: int, random: torch.Generator, *, weight: Tensor | None = None,
+             mirror: bool = False) -> Iterator[Batch]:
+    """One epoch of `examples` in random order, as a model with this `weight` sees them."""
+    for part in cut(torch.randperm(len(examples), generator=random), size):
         x = examples.x[part.to(examples.x.device)]
-        yield Batch(as_input(augment(x, random) if mirror else x, device), examples.y[part].to(device), part)
+        x = as_input(augment(x, random) if mirror else x, weight)
+        yield Batch(x, examples.y[part].to(x.device), part)
+
+
+def cut(order: Tensor, size: int) -> list[Tensor]:
+    """Positions (..., n) in batches. A last batch of one joins the one before it: BatchNorm cannot use it."""
+    sizes = [size] * batch_count(order.shape[-1], size)
+    sizes[-1] = order.shape[-1] - sum(sizes[:-1])
+    return list(order.split(sizes, dim=-1))
+
+
+def batch_count(n: int, size: int) -> int:
+    """How many batches `cut` makes of n examples."""
+    return -(-n // size) - (n % size == 1 and n > size)
 
 
 def fit(model: nn.Module | Factory, examples: Examples, recipe: Recipe, *, seed: int = 0,
@@ -150,7 +163,7 @@ def fit(model: nn.Module | Factory, examples: Examples, recipe: Recipe, *, seed:
     """
     model = copy.deepcopy(model) if isinstance(model, nn.Module) else build(model, seed)
     fits(model, examples)
-    device = next(model.parameters()).device
+    weight = next(model.parameters())
 
     def loss(model, x, y, rows):
         if probe is not None:
@@ -160,10 +173,10 @@ def fit(model: nn.Module | Factory, examples: Examples, recipe: Recipe, *, seed:
             trace(rows, logits.detach(), y)
         return F.cross_entropy(logits, y)
 
-    steps = recipe.epochs * -(-len(examples) // recipe.batch_size)
+    steps = recipe.epochs * batch_count(len(examples), recipe.batch_size)
     with seeded(seed, "order") as random:
         batches = (batch for _ in range(recipe.epochs)
-                   for batch in shuffled(examples, recipe.batch_size, random, device=device, mirror=recipe.augment))
+                   for batch in shuffled(examples, recipe.batch_size, random, weight=weight, mirror=recipe.augment))
         return descend(model, batches, loss, recipe, steps=steps)
 
 
@@ -230,19 +243,19 @@ def fit_many(make_model: Factory, examples: Examples, subsets: list[Tensor], rec
         def batches():
             for _ in range(recipe.epochs):
                 order = torch.stack([torch.randperm(rows.shape[1], generator=random) for random in randoms])
-                for part in rows.gather(1, order).split(recipe.batch_size, dim=1):      # (K, batch)
+                for part in cut(rows.gather(1, order), recipe.batch_size):              # (K, batch)
                     yield x[part], examples.y[part]
 
         def loss(model, x, y):                               # the sum over models: their gradients do not mix
             return F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum") / y.shape[1]
 
-        steps = recipe.epochs * -(-rows.shape[1] // recipe.batch_size)
+        steps = recipe.epochs * batch_count(rows.shape[1], recipe.batch_size)
         return descend(Stacked(models), batches(), loss, recipe, steps=steps).unstack(make_model)
 
 
 def clip_gradients(weights: list[Tensor], limit: float, *, models: int = 1) -> None:
     """Scale the gradient to a norm of at most `limit`; with several stacked models, the gradient of each."""
-    grads = [p.grad for p in weights]
+    grads = [p.grad for p in weights if p.grad is not None]
     if models == 1:
         norm = torch.stack([torch.linalg.vector_norm(g) for g in grads]).norm()
         scales = [(limit / (norm + 1e-6)).clamp(max=1)] * len(grads)
@@ -258,9 +271,9 @@ def clip_gradients(weights: list[Tensor], limit: float, *, models: int = 1) -> N
 
 def predict(model: nn.Module, examples: Examples, *, chunk: int = 1024) -> Tensor:
     """Logits (n, classes), float32 on the CPU, in eval mode; the mode of the model is left as it was."""
-    device = next(model.parameters()).device
+    weight = next(model.parameters())
     with evaluating(model), torch.no_grad():
-        return torch.cat([model(as_input(x, device)).float().cpu() for x in examples.x.split(chunk)])
+        return torch.cat([model(as_input(x, weight)).float().cpu() for x in examples.x.split(chunk)])
 
 
 def correct(logits: Tensor, y: Tensor) -> Tensor:
@@ -334,7 +347,7 @@ def seeded(seed: int, *names):
         yield torch.Generator().manual_seed(derive(seed, *names))
 
 
-@dataclass
+@dataclass(eq=False)
 class Cost:
     """What training took: examples passed forward and backward, SGD steps, wall seconds."""
 

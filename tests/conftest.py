@@ -1,10 +1,13 @@
-"""One torch thread, and the planted problem, trained once."""
+"""One torch thread, the same examples in every run, and the planted problem, trained once."""
 
 import planted as small
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+settings.register_profile("same", derandomize=True, deadline=None)       # on a busy machine no time is a failure
+settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")

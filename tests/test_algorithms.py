@@ -13,7 +13,7 @@ from rumlib.algorithms.relabel import saliency_mask
 
 
 @dataclass(frozen=True)
-class BadTeacher(rum.Algorithm):
+class Uniform(rum.Algorithm):
     """What a user would write: push the forget set towards a uniform prediction."""
 
     weight: float = 0.5
@@ -31,7 +31,7 @@ def train_on(model, forget, retain, *, seed=0):
 
 def table(make_model):
     common = dict(batch_size=10, clip=5.0)
-    relabel = rum.RandomLabel(epochs=10, lr=0.1, **common)
+    relabel = rum.RandomLabel(epochs=10, lr=0.2, schedule="linear", **common)
     finetune = rum.Finetune(epochs=10, lr=0.3, **common)
     return {
         "Keep": rum.Keep(),
@@ -45,7 +45,7 @@ def table(make_model):
         "Scrub": rum.Scrub(epochs=5, lr=0.05, max_steps=3, **common),
         "RUM": rum.RUM(rum.Shuffled(3), steps=(rum.Keep(), finetune, rum.SalUn(relabel))),
         "function": train_on,
-        "user's own": BadTeacher(epochs=10, lr=0.1, **common),
+        "user's own": Uniform(epochs=20, lr=0.3, weight=1.0, **common),
     }
 
 
@@ -164,13 +164,22 @@ def test_a_frozen_layer_stays_as_it_is(name, clip, planted):
     assert not torch.equal(unlearned[-1].weight, model[-1].weight)
 
 
+@pytest.mark.parametrize("name", [*(name for name in LOSSES if name != "L1Sparse"), "SalUn"])     # L1 reaches all
+def test_a_layer_that_is_never_reached_does_not_matter(name, planted):
+    model = copy.deepcopy(planted.model)
+    model[0].spare = torch.nn.Linear(2, 2)                   # an auxiliary head, say
+    unlearned = PLAIN[name](model, planted.forget, planted.retain, seed=0)
+    assert torch.equal(unlearned[0].spare.weight, model[0].spare.weight)
+    assert not torch.equal(unlearned[-1].weight, model[-1].weight)
+
+
 # -- Names ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name in PLAIN if name not in ("Retrain", "function")])
 def test_what_is_printed_is_what_was_made(name):
     algorithm = PLAIN[name]
-    assert eval(repr(algorithm), {**vars(rum), "BadTeacher": BadTeacher}) == algorithm
+    assert eval(repr(algorithm), {**vars(rum), "Uniform": Uniform}) == algorithm
 
 
 @pytest.mark.parametrize("field, value", [("epochs", 7), ("lr", 0.123), ("batch_size", 77), ("momentum", 0.5),

@@ -1,5 +1,7 @@
 """Bad input is refused before anything is trained, with the value and, where there is one, the remedy."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -151,3 +153,9 @@ def test_an_unknown_engine_is_refused(use, monkeypatch):
     monkeypatch.setenv("RUM_ENGINE", "dusk")
     with pytest.raises(ValueError, match=r"RUM_ENGINE='dusk'.*loky"):
         use()
+
+
+def test_an_unknown_profile_on_the_command_line_is_one_line():
+    done = subprocess.run([sys.executable, "-m", "rumlib.paper", "labtop"], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == "unknown profile 'labtop'; choose one of smoke, laptop, cifar10-small\n"

@@ -4,7 +4,7 @@ from itertools import chain, pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from planted import same
 
@@ -40,7 +40,6 @@ def score(planted):
 # -- Refinement -------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 7), st.integers(0, 1000))
 def test_parts_are_disjoint_covering_and_of_one_size(n, parts, seed):
     parts = min(parts, n)

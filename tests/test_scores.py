@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from planted import echo, make_model, recipe
 from torch import nn
@@ -200,7 +200,6 @@ def test_what_is_learned_late_has_a_high_proxy(planted):
 # -- Entanglement -----------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.integers(2, 30), st.integers(1, 30), st.integers(1, 6), st.floats(0.1, 10), st.integers(0, 10**6))
 def test_entanglement_does_not_change_with_place_orientation_or_scale(n, m, d, scale, seed):
     random = torch.Generator().manual_seed(seed)

@@ -114,7 +114,7 @@ def test_a_rate_that_diverges_is_never_chosen(study, forget):
     ascent = rum.NegGrad(epochs=5, batch_size=2, momentum=0.99)
     chosen, record = study.tune({"up": (forget, ascent, (1e-4, 1e30))})
     assert chosen["up"].lr == 1e-4 and record["diverged"].tolist() == [0, 2]
-    with pytest.raises(FloatingPointError, match="up: every one"):
+    with pytest.raises(FloatingPointError, match="up: every setting"):
         study.tune({"up": (forget, ascent, (1e30,))})
 
 

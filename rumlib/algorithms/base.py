@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from rumlib.data import Examples
 from rumlib.models import Factory, describe
-from rumlib.train import Batch, Recipe, descend, fit, fits, predict, seeded, shuffled
+from rumlib.train import Batch, Recipe, batch_count, descend, fit, fits, predict, seeded, shuffled
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Epoch:
 
     def shuffled(self, examples: Examples) -> Iterator[Batch]:
         """`examples` once, in random order, in batches on the device of the model."""
-        return shuffled(examples, self.batch_size, self.random, device=next(self.original.parameters()).device)
+        return shuffled(examples, self.batch_size, self.random, weight=next(self.original.parameters()))
 
     def classes(self, examples: Examples) -> int:
         """How many classes the model knows."""
@@ -111,7 +111,7 @@ class Epoch:
 
 def count(examples: Examples, batch_size: int) -> int:
     """Number of batches in one pass."""
-    return -(-len(examples) // batch_size)
+    return batch_count(len(examples), batch_size)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Keep:
 
     def __call__(self, model, forget, retain, *, seed=0):
         accept(model, forget, retain)
-        return copy.deepcopy(model)
+        return copy.deepcopy(model).eval()
 
 
 @dataclass(frozen=True, repr=False)
@@ -129,6 +129,10 @@ class Retrain:
 
     make_model: Factory
     recipe: Recipe
+
+    def __post_init__(self):
+        if isinstance(self.make_model, nn.Module):
+            raise TypeError("Retrain needs a factory, a function that makes a new model, and not a trained model")
 
     def __call__(self, model, forget, retain, *, seed=0):
         accept(model, forget, retain)

@@ -73,10 +73,10 @@ class BoundaryExpand(Boundary):
 
 def nearest_wrong(model: nn.Module, examples: Examples, bound: float) -> Tensor:
     """(n,) for each example the wrong class that `model`, in eval mode, finds most probable within reach of `bound`."""
-    device = next(model.parameters()).device
+    weight = next(model.parameters())
     found = []
     for x, y in zip(examples.x.split(256), examples.y.split(256), strict=True):
-        x, y = as_input(x, device).detach().requires_grad_(True), y.to(device)
+        x, y = as_input(x, weight).detach().requires_grad_(True), y.to(weight.device)
         slope, = torch.autograd.grad(F.cross_entropy(model(x), y, reduction="sum"), x)
         with torch.no_grad():
             others = model(x + bound * slope.sign()).scatter(1, y[:, None], -torch.inf)

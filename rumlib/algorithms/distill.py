@@ -25,6 +25,11 @@ class Scrub(Algorithm):
     max_steps: int = 5
     temperature: float = 4.0
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive; got {self.temperature}")
+
     def batches(self, forget, retain, epoch):
         if epoch.number < self.max_steps:
             for batch in epoch.shuffled(forget):

@@ -65,5 +65,10 @@ class NegGradPlus(Algorithm):
 
     alpha: float = 0.95
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha weighs retain against forget loss, in [0, 1]; got {self.alpha}")
+
     def loss(self, model, original, forget, retain):
         return self.alpha * xent(model, retain) - (1 - self.alpha) * xent(model, forget)

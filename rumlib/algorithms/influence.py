@@ -147,9 +147,9 @@ def losses(model: nn.Module, weights: Weights, x: Tensor, y: Tensor) -> Tensor:
 
 
 def chunks(model: nn.Module, examples: Examples, chunk: int):
-    device = next(model.parameters()).device
+    weight = next(model.parameters())
     for x, y in zip(examples.x.split(chunk), examples.y.split(chunk), strict=True):
-        yield as_input(x, device), y.to(device)
+        yield as_input(x, weight), y.to(weight.device)
 
 
 def trainable(model: nn.Module) -> Weights:

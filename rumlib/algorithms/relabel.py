@@ -105,13 +105,14 @@ def saliency(model: nn.Module, forget: Examples, batch_size: int = 256, *,
     """Name -> |sum of gradients| of the loss of all examples, in eval mode; with `climb`, a learning rate, of the mean
     losses of the batches, while a copy of the model takes an SGD step up after each."""
     model = copy.deepcopy(model).eval()
-    device = next(model.parameters()).device
+    weight = next(model.parameters())
     total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=climb or 0.0, momentum=0.9, weight_decay=5e-4)    # official
     for x, y in zip(forget.x.split(batch_size), forget.y.split(batch_size), strict=True):
         optimizer.zero_grad()
         with torch.enable_grad():
-            loss = -F.cross_entropy(model(as_input(x, device)), y.to(device), reduction="mean" if climb else "sum")
+            logits = model(as_input(x, weight))
+            loss = -F.cross_entropy(logits, y.to(logits.device), reduction="mean" if climb else "sum")
             loss.backward()
         count_examples(len(y))
         for name, p in model.named_parameters():

@@ -1,0 +1,45 @@
+"""Every notebook, executed in order and without a display at the profile `smoke`, into a folder that is thrown away."""
+
+import json
+from pathlib import Path
+
+import papermill
+import pytest
+
+import rumlib as rum
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
+pytestmark = pytest.mark.notebook
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """All results go here: later notebooks read what earlier ones wrote."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("home")
+        patch.setenv("RUM_HOME", str(folder))
+        patch.setenv("RUM_ENGINE", "serial")
+        patch.setenv("MPLBACKEND", "agg")
+        yield folder
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_notebook_runs(path, home):
+    before = path.read_bytes()
+    executed = papermill.execute_notebook(path, home / path.name, parameters=dict(profile="smoke", quiet=True),
+                                          kernel_name="python3", cwd=path.parent, progress_bar=False)
+    assert path.read_bytes() == before
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+    assert not [output for output in outputs if output.get("name") == "stderr"]       # no bar, and no warning either
+
+
+def test_every_figure_has_its_numbers_and_its_origin(home):
+    folder = home / "figures" / "smoke"
+    figures = sorted(folder.glob("*.png"))
+    assert len(figures) >= 8
+    for figure in figures:
+        origin = json.loads(figure.with_suffix(".json").read_text())
+        assert {"commit", "seeds", "data", "profile", "forget sets", "versions"} <= set(origin)
+        assert (origin["profile"], origin["seeds"]) == ("smoke", list(rum.profile("smoke").seeds))
+        lines = figure.with_suffix(".csv").read_text().splitlines()
+        assert len(lines) > 1 and "," in lines[0]

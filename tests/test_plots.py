@@ -1,0 +1,52 @@
+"""Figures: drawn from what `summarise` gives, and kept with their numbers and their origin."""
+
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+import rumlib as rum
+from rumlib import plots
+
+
+@pytest.fixture(autouse=True)
+def off_screen():
+    plt.switch_backend("agg")
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def summary():
+    rows = [{"algorithm": name, "level": level, "seed": seed, "tow": 0.1 * k + 0.2 * j + 0.01 * seed}
+            for k, name in enumerate(("Fine-tune", "my own")) for j, level in enumerate(("low", "medium", "high"))
+            for seed in range(3)]
+    return rum.summarise(rows, by=["algorithm", "level"], of="tow")
+
+
+def test_a_figure_is_kept_with_its_numbers_and_its_origin(summary, tmp_path):
+    ax = plots.levels(summary, "level", "algorithm")
+    plots.save(ax, "mine", tmp_path / "new", table=summary, provenance={"commit": "abc", "seeds": [0, 1, 2]})
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["mine.csv", "mine.json", "mine.png"]
+    kept = pd.read_csv(tmp_path / "new" / "mine.csv").set_index(["algorithm", "level"])
+    pd.testing.assert_frame_equal(kept, summary, rtol=1e-5)
+    assert json.loads((tmp_path / "new" / "mine.json").read_text()) == {
+        "figure": "mine", "commit": "abc", "seeds": [0, 1, 2]}
+
+
+def test_lines_go_through_the_means_and_bars_to_the_ends_of_the_intervals(summary):
+    ax = plots.levels(summary, "level", "algorithm")
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["low", "medium", "high"]
+    for bars, name in zip(ax.containers, ("Fine-tune", "my own"), strict=True):
+        part = summary.loc[name]
+        np.testing.assert_allclose(bars[0].get_ydata().astype(float), part["mean"])
+        ends = np.array([segment[:, 1] for segment in bars[2][0].get_segments()])
+        np.testing.assert_allclose(ends, part[["low", "high"]].to_numpy(float))
+
+
+def test_a_single_run_is_drawn_without_an_interval():
+    rows = [{"algorithm": "a", "level": level, "tow": 0.5} for level in ("low", "high")]
+    ax = plots.levels(rum.summarise(rows, by=["algorithm", "level"], of="tow"), "level", "algorithm")
+    assert all(np.ptp(segment[:, 1]) == 0 for segment in ax.containers[0][2][0].get_segments())

@@ -1,0 +1,428 @@
+"""Remembered cells: what is read back, what is computed anew, and what a study says about itself."""
+
+import json
+import os
+import shutil
+import subprocess
+import warnings
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import rumlib as rum
+from rumlib.study import Store, digest_of
+
+TINY = replace(
+    rum.profile("smoke"), name="tiny", options=dict(n=150, n_test=60), make_model=partial(rum.mlp, hidden=(8,)),
+    recipe=rum.Recipe(epochs=3, lr=0.1, batch_size=32), score_models=24, fraction=0.5, set_size=10, bands=5,
+    seeds=(0, 1), tuning_seeds=(100, 101))
+finetune = rum.Finetune(epochs=1, lr=0.1, batch_size=32)
+relabel = rum.RandomLabel(epochs=1, lr=0.05, batch_size=32)
+
+
+@dataclass(frozen=True)
+class Fails(rum.Finetune):
+    """Diverges above a learning rate of `limit`, but not on the seeds that are `safe`."""
+
+    limit: float = 1.0
+    safe: tuple[int, ...] = ()
+
+    def __call__(self, model, forget, retain, *, seed=0, only=None):
+        risky = self.lr > self.limit and seed not in self.safe
+        return replace(finetune, lr=1e30 if risky else self.lr)(model, forget, retain, seed=seed)
+
+
+@pytest.fixture(autouse=True)
+def serial(monkeypatch):
+    monkeypatch.setenv("RUM_ENGINE", "serial")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A home in which the small study has been run once, and its rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RUM_ENGINE", "serial")
+        home = tmp_path_factory.mktemp("home")
+        return home, small(open_study(home))
+
+
+@pytest.fixture
+def study(tmp_path):
+    return open_study(tmp_path)
+
+
+def open_study(home, profile=TINY):
+    return rum.Study(profile, quiet=True, home=home)
+
+
+def small(study):
+    levels = study.levels()
+    return study.unlearn(rum.Cell(levels[level], algorithm, seed, {"level": level, "algorithm": name})
+                         for level in ("low", "high") for name, algorithm in (("FT", finetune), ("RL", relabel))
+                         for seed in study.profile.seeds)
+
+
+def forget_set(study, first, name="mine"):
+    return study.forget_set(name, torch.arange(len(study.train)) % 15 == first)
+
+
+def files(home, kind="*", ending="json"):
+    return sorted((home / "runs" / "tiny" / "cells").glob(f"{kind}/*.{ending}"))
+
+
+def comparable(rows):
+    return rows.drop(columns="seconds")
+
+
+# -- Resuming ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_reads_everything_back(done):
+    home, rows = done
+    again = open_study(home)
+    pd.testing.assert_frame_equal(small(again), rows)
+    assert again.used["computed"] == 0 and again.used["read back"] == 1 + 2 + 4 + 8     # bank, originals, oracles, runs
+
+
+def test_rows_are_what_they_say(done):
+    home, rows = done
+    study = open_study(home)
+    row, forget = rows.iloc[-1], study.levels()["high"]
+    gone, kept = study.split(forget)
+    assert (row["set"], row["level"], row["algorithm"], row["seed"]) == ("high", "high", "RL", 1)
+    original = rum.fit(TINY.make_model, study.train, TINY.recipe, seed=1)
+    oracle = rum.fit(TINY.make_model, kept, TINY.recipe, seed=1)
+    unlearned = relabel(original, gone, kept, seed=1)
+    assert row["tow"] == rum.tow(unlearned, oracle, gone, kept, study.test)
+    assert row["tow_mia"] == rum.tow_mia(unlearned, oracle, gone, kept, study.test)
+    assert row["differs_forget"] == rum.disagreement(unlearned, oracle, gone)
+    assert row["oracle_test"] == rum.accuracy(oracle, study.test)
+    assert (row["examples"], row["steps"]) == (150, 5)
+
+
+def test_the_score_of_a_study_is_the_estimator(done):
+    study = open_study(done[0])
+    alone = rum.memorization(TINY.make_model, study.train, TINY.recipe, models=24, fraction=0.5)
+    torch.testing.assert_close(study.score.values, alone.values, atol=1 / 6, rtol=0)     # one flip by rounding at most
+    assert (study.score.values != alone.values).sum() <= 1
+    assert torch.equal(study.score.bank.included, alone.bank.included)
+
+
+def test_forget_sets_are_those_the_score_picks(done):
+    study = open_study(done[0])
+    for name, chosen in study.levels().items():
+        mask = study.score.pick(30 if name == "mix" else 10, name)
+        assert torch.equal(chosen.index, study.train.index[mask].sort().values)
+        assert chosen.facts["memorization"] == pytest.approx(study.score.values[mask].mean().item())
+        gone, kept = study.split(chosen)
+        assert torch.equal(gone.index, chosen.index) and len(kept) == 150 - len(chosen)
+    embedding = rum.features(study.model(0), study.train)
+    sets = study.bands()
+    assert [len(band) for band in sets] == [30] * 5
+    assert len(torch.cat([band.index for band in sets]).unique()) == 150
+    inside = torch.isin(study.train.index, sets[2].index)
+    assert sets[2].facts["entanglement"] == rum.entanglement(embedding[~inside], embedding[inside])
+
+
+def test_an_interrupted_study_goes_on_where_it_was(study, tmp_path):
+    class Interrupted(rum.Finetune):
+        def loss(self, *args):
+            raise KeyboardInterrupt
+
+    forget = forget_set(study, 0)
+    cells = [rum.Cell(forget, finetune, seed) for seed in (0, 1)]
+    with pytest.raises(KeyboardInterrupt):
+        study.unlearn([*cells, rum.Cell(forget, Interrupted(), 0)])
+    again = open_study(tmp_path)
+    again.unlearn(cells)
+    assert again.used["computed"] == 0
+    assert not files(tmp_path, ending="*.[0-9]*")            # nothing half-written is left
+
+
+# -- What is computed anew --------------------------------------------------------------------------------------------
+
+
+CHANGES = {
+    "another forget set": (lambda s: rum.Cell(forget_set(s, 1), finetune, 0), 2),        # its oracle and its run
+    "another learning rate": (lambda s: rum.Cell(forget_set(s, 0), replace(finetune, lr=0.2), 0), 1),
+    "another wrapper": (lambda s: rum.Cell(forget_set(s, 0), rum.SalUn(relabel), 0), 1),
+    "another seed": (lambda s: rum.Cell(forget_set(s, 0), finetune, 1), 3),              # original, oracle, run
+    "other labels of the row": (lambda s: rum.Cell(forget_set(s, 0), finetune, 0, {"name": "FT"}), 0),
+    "another name of the set": (lambda s: rum.Cell(forget_set(s, 0, "other"), finetune, 0), 0),
+    "nothing": (lambda s: rum.Cell(forget_set(s, 0), rum.Finetune(epochs=1, lr=0.1, batch_size=32), 0), 0),
+}
+
+
+@pytest.fixture(scope="module")
+def one_cell(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RUM_ENGINE", "serial")
+        home = tmp_path_factory.mktemp("cell")
+        study = open_study(home)
+        study.unlearn([rum.Cell(forget_set(study, 0), finetune, 0)])
+    return home
+
+
+@pytest.mark.parametrize("change, computed", CHANGES.values(), ids=CHANGES)
+def test_a_change_computes_what_depends_on_it_and_no_more(change, computed, one_cell, tmp_path):
+    home = tmp_path / "home"
+    shutil.copytree(one_cell, home)
+    study = open_study(home)
+    cell = change(study)
+    before = study.used["computed"]
+    study.unlearn([cell])
+    assert study.used["computed"] - before == computed
+
+
+@pytest.mark.parametrize("change", [
+    dict(recipe=replace(TINY.recipe, lr=0.05)),
+    dict(make_model=partial(rum.mlp, hidden=(9,))),
+    dict(options=dict(n=150, n_test=60, seed=1)),
+    dict(options=dict(n=150, n_test=61)),
+], ids=["recipe", "network", "data", "test data"])
+def test_a_change_of_the_study_computes_everything_anew(change, one_cell):
+    known, other = open_study(one_cell), open_study(one_cell, replace(TINY, **change))
+    assert rum.Study.original.lookup(known, 0) is not None
+    assert rum.Study.original.lookup(other, 0) is None
+
+
+def test_no_two_cells_share_a_key(study):
+    """All pairs that differ in set, algorithm, seed or attack; the sets have one name and one size."""
+    sets = [rum.ForgetSet("mine", torch.tensor(index)) for index in ([0, 1, 2], [0, 1, 3], [0, 2, 3], [1, 2, 3])]
+    score = [rum.Score("s", torch.arange(6.0) * k) for k in (1, 2)]
+    algorithms = [finetune, replace(finetune, lr=0.1 + 1e-9), rum.L1Sparse(epochs=1, lr=0.1, batch_size=32), relabel,
+                  rum.SalUn(relabel), rum.SalUn(relabel, keep=0.4), rum.RUM(rum.Shuffled(2), (finetune, relabel)),
+                  rum.RUM(rum.Shuffled(2), (relabel, finetune)), rum.RUM(rum.Shuffled(2, seed=1), (finetune, relabel)),
+                  rum.RUM(rum.Shuffled(2), (finetune, relabel), order=(1, 0)),
+                  *(rum.RUM(rum.Refine(s, 2), (finetune, relabel)) for s in score)]
+    keys = [digest_of(rum.Study.run.identity(study, forget, algorithm, seed, mia))
+            for forget in sets for algorithm in algorithms for seed in (0, 1) for mia in (False, True)]
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_changed_loss_of_a_user_s_own_algorithm_is_computed_anew(study):
+    """Same name, same fields, other code: what an edited cell of a notebook defines."""
+    def descent(self, model, original, forget, retain):
+        return rum.xent(model, retain)
+
+    def ascent(self, model, original, forget, retain):
+        return -rum.xent(model, retain)
+
+    forget = rum.ForgetSet("mine", study.train.index[:10])
+    mine = [dataclass(frozen=True)(type("Mine", (rum.Finetune,), {"loss": loss}))()
+            for loss in (descent, descent, ascent)]
+    keys = [digest_of(rum.Study.run.identity(study, forget, algorithm, 0, True)) for algorithm in mine]
+    assert repr(mine[0]) == repr(mine[2])
+    assert keys[0] == keys[1] != keys[2]
+
+
+def plain(model, forget, retain, *, seed=0):
+    return model
+
+
+@pytest.mark.parametrize("algorithm", [
+    lambda model, forget, retain, *, seed: model,
+    plain,
+    rum.RUM(rum.Shuffled(2), steps=(plain, finetune)),
+    rum.RUM(lambda forget: [forget], steps=(finetune,)),
+    rum.Retrain(lambda: rum.mlp(hidden=(8,)), TINY.recipe),
+], ids=["lambda", "function", "function as a step", "function that refines", "factory without a name"])
+def test_what_has_no_lasting_name_is_refused(algorithm, study):
+    forget = rum.ForgetSet("mine", study.train.index[:10])
+    with rum.cost() as spent, pytest.raises(TypeError, match="lasting name"):
+        study.unlearn([rum.Cell(forget, algorithm, 0)])
+    assert spent.steps == 0
+
+
+def test_a_network_without_a_lasting_name_is_refused(tmp_path):
+    """Two different lambdas would otherwise share the results of one."""
+    study = open_study(tmp_path, replace(TINY, make_model=lambda: rum.mlp(hidden=(8,))))
+    with pytest.raises(TypeError, match="lasting name"):
+        study.originals([0])
+
+
+@pytest.mark.parametrize("mask, error", [(torch.zeros(150, dtype=torch.int64), TypeError),
+                                         (torch.ones(149, dtype=torch.bool), ValueError)], ids=["numbers", "too short"])
+def test_a_forget_set_needs_a_mask_over_the_training_data(mask, error, done):
+    with pytest.raises(error, match="mask"):
+        open_study(done[0]).forget_set("mine", mask)
+
+
+# -- Damage -----------------------------------------------------------------------------------------------------------
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def garble(path):
+    path.write_bytes(bytes(reversed(range(256))))
+
+
+def edit(path):
+    """A changed number in a file that is still whole."""
+    cell = json.loads(path.read_text())
+    cell["values"]["seconds"] = 1234.5
+    path.write_text(json.dumps(cell))
+
+
+DAMAGE = {
+    "cut rows": ("run", "json", cut),
+    "garbled rows": ("run", "json", garble),
+    "edited rows": ("run", "json", edit),
+    "emptied rows": ("run", "json", lambda path: path.write_text("")),
+    "cut weights": ("oracle", "safetensors", cut),
+    "lost weights": ("oracle", "safetensors", Path.unlink),
+    "garbled matrices": ("bank", "safetensors", garble),
+}
+
+
+@pytest.mark.parametrize("kind, ending, damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_file_is_set_aside_and_computed_again(kind, ending, damage, done, tmp_path):
+    home, rows = tmp_path / "home", done[1]
+    shutil.copytree(done[0], home)
+    path = files(home, kind, ending)[0]
+    damage(path)
+    study = open_study(home)
+    with pytest.warns(UserWarning, match=f"{path.stem}.json is damaged.*computed again"):
+        found = small(study)
+    pd.testing.assert_frame_equal(comparable(found), comparable(rows))
+    assert study.used["computed"] == 1
+    assert path.with_suffix(".json.damaged").exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert small(open_study(home)).equals(found)
+
+
+def test_a_store_gives_back_what_was_written(tmp_path):
+    store = Store(tmp_path)
+    values = {"a": 0.1 + 0.2, "b": None, "c": [1, "x"], "tensors": {"w": torch.randn(3, 2), "m": torch.ones(4) > 0}}
+    assert store.read("kind", "key") is None
+    store.write("kind", "key", {"what": "test"}, values)
+    found = store.read("kind", "key")
+    assert {k: found[k] for k in "abc"} == {k: values[k] for k in "abc"}
+    assert all(torch.equal(found["tensors"][k], v) for k, v in values["tensors"].items())
+    assert json.loads(store.path("kind", "key").read_text())["identity"] == {"what": "test"}
+
+
+# -- Divergence and tuning --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Overflows:
+    """Finite weights whose logits are not."""
+
+    def __call__(self, model, forget, retain, *, seed=0):
+        unlearned = rum.Keep()(model, forget, retain)
+        for p in unlearned.parameters():
+            p.data.fill_(1e38)
+        return unlearned
+
+
+@pytest.mark.parametrize("algorithm", [Fails(lr=2.0), Overflows()], ids=["weights", "logits"])
+def test_a_run_that_diverges_is_a_row_that_says_so(algorithm, study):
+    forget = forget_set(study, 0)
+    rows = study.unlearn([rum.Cell(forget, algorithm, 0), rum.Cell(forget, finetune, 0)])
+    assert rows["diverged"].tolist() == [True, False]
+    assert rows["tow"].isna().tolist() == [True, False]
+
+
+def test_tuning_chooses_the_best_rate_on_tuning_seeds_alone(study):
+    forget, rates = forget_set(study, 0), (0.001, 0.1, 0.5)
+    chosen, record = study.tune({"FT": (forget, finetune, rates), "RUM": (
+        forget, rum.RUM(rum.Shuffled(2), (rum.Keep(), finetune)), rates)})
+    seeds = {json.loads(path.read_text())["identity"]["seed"] for kind in ("run", "oracle", "original")
+             for path in files(study.home, kind)}
+    assert seeds == {100, 101}
+    by_hand = {rate: study.unlearn(rum.Cell(forget, replace(finetune, lr=rate), seed, mia=False)
+                                   for seed in TINY.tuning_seeds)["tow"].mean() for rate in rates}
+    mine = record[record["name"] == "FT"].set_index("rate")
+    assert mine["tow"].to_dict() == pytest.approx(by_hand)
+    assert chosen["FT"] == replace(finetune, lr=max(by_hand, key=by_hand.get))
+    assert mine.index[mine["chosen"]].tolist() == [chosen["FT"].lr]
+    assert chosen["RUM"].steps[0] == rum.Keep() and chosen["RUM"].steps[1].lr in rates
+
+
+def test_a_rate_that_diverges_on_any_seed_is_never_chosen(study):
+    forget = forget_set(study, 0)
+    chosen, record = study.tune({"F": (forget, Fails(limit=0.2, safe=(100,)), (0.1, 0.5))})
+    assert chosen["F"].lr == 0.1
+    assert record["diverged"].tolist() == [0, 1] and record["chosen"].tolist() == [True, False]
+    assert record["tow"].isna().tolist() == [False, True]
+    with pytest.raises(FloatingPointError, match=r"F: every .*0.5.*0.9.* diverged; try smaller"):
+        study.tune({"F": (forget, Fails(limit=0.2), (0.5, 0.9))})
+
+
+@pytest.mark.parametrize("name", ["smoke", "laptop", "cifar10-small"])
+def test_no_profile_reports_on_the_seeds_it_was_tuned_on(name):
+    profile = rum.profile(name)
+    assert not set(profile.seeds) & set(profile.tuning_seeds)
+    for budget in profile.budgets:
+        assert all(len(profile.grid(algorithm, budget)) for algorithm in profile.algorithms)
+
+
+# -- Workers, bars, provenance ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Elsewhere(rum.Keep):
+    """Refuses to run in the process `here`."""
+
+    here: int
+
+    def __call__(self, model, forget, retain, *, seed=0):
+        assert os.getpid() != self.here
+        return super().__call__(model, forget, retain, seed=seed)
+
+
+def test_workers_give_the_rows_of_one_process(done, tmp_path, monkeypatch):
+    monkeypatch.setenv("RUM_ENGINE", "loky")
+    study = open_study(tmp_path, replace(TINY, workers=2))
+    pd.testing.assert_frame_equal(comparable(small(study)), comparable(done[1]))
+    forget = study.levels()["low"]
+    assert len(study.unlearn(rum.Cell(forget, Elsewhere(os.getpid()), seed) for seed in (0, 1))) == 2
+
+
+def test_a_quiet_study_prints_nothing(tmp_path, capfd):
+    small(open_study(tmp_path))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_study_shows_one_bar_for_all_its_work(tmp_path, capfd):
+    study = rum.Study(TINY, home=tmp_path)
+    rows = small(study)
+    study.bar.close()
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1                # the same line, over and over
+    assert "unlearning: 100%" in err and f"{study.used['computed']}/{study.used['computed']}" in err
+    assert len(rows) == 8
+
+
+def test_provenance_says_where_a_figure_comes_from(done):
+    study = open_study(done[0])
+    levels = study.levels()
+    found = json.loads(json.dumps(study.provenance()))
+    package = Path(rum.__file__).parent
+    head = subprocess.run(["git", "-C", package, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert found["commit"] == (head or None)                 # that of the code, wherever the results go
+    assert found["profile"] == "tiny" and found["seeds"] == [0, 1] and found["tuning seeds"] == [100, 101]
+    assert found["data"] == {"name": "digits", "train": study.train.digest, "test": study.test.digest}
+    assert found["forget sets"] == {name: chosen.digest for name, chosen in levels.items()}
+    assert found["cells"] == {"computed": 0, "read back": 1} and found["seconds"] >= 0
+    assert {"dirty", "lock", "device", "machine", "versions"} <= set(found)
+    assert found["versions"]["torch"] == version("torch")
+
+
+def test_every_kind_of_cell_is_kept_with_its_identity(done):
+    kinds = Counter(path.parent.name for path in files(done[0]))
+    assert kinds == {"bank": 1, "original": 2, "oracle": 4, "run": 8}
+    for path in files(done[0]):
+        cell = json.loads(path.read_text())
+        assert digest_of(cell["identity"]) == path.stem
+        assert {"what", "code", "data", "model", "recipe", "device"} <= set(cell["identity"])
