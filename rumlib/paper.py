@@ -33,7 +33,8 @@ def execute(name: str, home: Path) -> None:
         start = time.perf_counter()
         papermill.execute_notebook(
             source, folder / source.name, parameters={"profile": name, "quiet": True}, kernel_name="python3",
-            cwd=source.parent, progress_bar={"desc": source.stem, "unit": " cells", "leave": False, "position": place})
+            cwd=source.parent, extra_arguments=["--log-level=ERROR"],
+            progress_bar={"desc": source.stem, "unit": " cells", "leave": False, "position": place})
         print(f"{source.stem:<16} {time.perf_counter() - start:6.1f} s", flush=True)
 
     sources = sorted((home / "notebooks").glob("[0-9]*.ipynb"))
