@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, nan
 
@@ -45,7 +45,12 @@ def evaluate(model: nn.Module, forget: Examples, retain: Examples, test: Example
     more forgotten, but the right value is that of the retrained model, not 1 (NeurIPS 2024, section 6).
     """
     sets = (forget, retain, test)
-    logits = [predict(model, s) for s in sets]
+    return evaluation([predict(model, s) for s in sets], sets, mia=mia, seed=seed)
+
+
+def evaluation(logits: Sequence[Tensor], sets: Sequence[Examples], *, mia: bool = True, seed: int = 0) -> Evaluation:
+    """`evaluate` from the logits (n, classes) that a model gave for (forget, retain, test)."""
+    _, retain, test = sets
     accuracies = [correct(l, s.y).float().mean().item() for l, s in zip(logits, sets, strict=True)]
     if not mia:
         return Evaluation(*accuracies)

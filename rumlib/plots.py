@@ -151,7 +151,7 @@ def gallery(groups: Mapping[str, Sequence[tuple]], *, title: str = "") -> Figure
     wide = max(len(row) for row in groups.values())
     figure, axes = plt.subplots(len(groups), wide, figsize=(0.85 * wide + 0.9, 1.25 * len(groups) + 0.3), squeeze=False,
                                 layout="none")               # a solved layout of so many axes would take seconds
-    figure.subplots_adjust(left=0.9 / (0.85 * wide + 0.9), right=1, top=1 - 0.3 / len(groups), bottom=0, hspace=0.45)
+    figure.subplots_adjust(left=0.9 / (0.85 * wide + 0.9), right=1, top=1 - 0.45 / len(groups), bottom=0, hspace=0.45)
     for row, (name, images) in zip(axes, groups.items(), strict=True):
         for ax in row:
             ax.axis("off")

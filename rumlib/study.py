@@ -41,7 +41,7 @@ from tqdm.auto import tqdm
 from rumlib import engine
 from rumlib.algorithms import Keep
 from rumlib.data import Examples, digest, load
-from rumlib.metrics import Evaluation, evaluate, tow_from_accuracies
+from rumlib.metrics import Evaluation, evaluate, evaluation, tow_from_accuracies
 from rumlib.models import build, describe
 from rumlib.profiles import Profile, profile
 from rumlib.scores import (
@@ -241,6 +241,12 @@ class ForgetSet:
     def __len__(self) -> int:
         return len(self.index)
 
+    def __eq__(self, other) -> bool:                         # by content: a copy in another process is the same set
+        return isinstance(other, ForgetSet) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
     def __repr__(self) -> str:
         return f"ForgetSet({self.name!r}, n={len(self)}, {self.digest})"
 
@@ -386,19 +392,19 @@ class Study:
     @remembered(*UNLEARNING)
     def run(self, forget: ForgetSet, algorithm: Callable, seed: int, mia: bool) -> dict:
         """One unlearning run beside its oracle."""
-        gone, kept = self.split(forget)
-        original, (oracle, reference) = self.model(seed), self.retrained(forget, seed)
+        sets = (*self.split(forget), self.test)
+        original, reference = self.model(seed), self.retrained(forget, seed)[1]
         try:
             with cost() as spent:
-                model = algorithm(original, gone, kept, seed=seed)
-            found = evaluate(model, gone, kept, self.test, mia=mia)
+                model = algorithm(original, *sets[:2], seed=seed)
+            logits = [predict(model, examples) for examples in sets]
+            found = evaluation(logits, sets, mia=mia)
         except FloatingPointError:                           # a learning rate too large: a result, reported as such
             return {"diverged": True, "tow": None, **asdict(spent)}
         row = {"diverged": False, **tow_between(found, reference), **asdict(spent), **asdict(found)}
         row |= {f"oracle_{name}": value for name, value in asdict(reference).items()}
-        for name, examples in (("forget", gone), ("test", self.test)):
-            differs = predict(model, examples).argmax(1) != predict(oracle, examples).argmax(1)
-            row[f"differs_{name}"] = differs.float().mean().item()
+        for name, given, right in zip(("forget", "retain", "test"), logits, self._answers(forget, seed), strict=True):
+            row[f"differs_{name}"] = (given.argmax(1) != right).float().mean().item()
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
 
     # -- what is made of it
@@ -437,6 +443,11 @@ class Study:
         """The oracle of that set and seed, and its evaluation."""
         cell = self.oracle(forget, seed)
         return self._rebuild(cell), Evaluation(*(cell[f.name] for f in fields(Evaluation)))
+
+    @lru_cache(maxsize=32)                                   # noqa: B019
+    def _answers(self, forget: ForgetSet, seed: int) -> list[Tensor]:
+        """The classes that the oracle gives to forget, retain and test set."""
+        return [predict(self.retrained(forget, seed)[0], s).argmax(1) for s in (*self.split(forget), self.test)]
 
     def _rebuild(self, cell: dict) -> nn.Module:
         model = build(self.profile.make_model, 0)
