@@ -49,14 +49,14 @@ clean:
 
 # For those who work on the project: put the outputs of the last laptop run into the notebooks; renew the pins.
 keep: $(READY)
-	$(PYTHON) -m jupyter nbconvert --to notebook --output-dir notebooks --log-level WARN \
+	$(PYTHON) -W ignore -m jupyter nbconvert --to notebook --output-dir notebooks --log-level WARN \
 	    --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags injected-parameters \
 	    --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.preserve_cell_metadata_mask tags \
 	    --ClearMetadataPreprocessor.preserve_nb_metadata_mask kernelspec $(NOTEBOOKS:notebooks/%=runs/laptop/%)
 
 lock:
-	uv pip compile --universal --python-version 3.11 --all-extras --build-constraint /dev/null --no-annotate --no-header \
-	    pyproject.toml -o requirements.lock
+	printf 'hatchling\neditables\n' | uv pip compile --universal --python-version 3.11 --all-extras --no-annotate \
+	    --no-header pyproject.toml - -o requirements.lock
 
 .venv/ready: requirements.lock pyproject.toml
 	@python3 -c "import sys; sys.version_info >= (3, 11) or sys.exit('Python 3.11 or newer is needed; python3 is ' + sys.version)"
