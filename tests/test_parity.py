@@ -5,6 +5,7 @@ The published values were made with batches in index order: eight retained and t
 
 import copy
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -181,3 +182,74 @@ def test_selection_by_numpy(seed, size):
         assert picked(n, "medium") == set(near_median[:n])
     for third in (2, 3):
         assert picked(3 * third, "mix") == {*order[:third], *order[-third:], *near_median[:third]}
+
+
+# -- The same algorithms by NumPy -------------------------------------------------------------------------------------
+
+
+def softmax(z):
+    e = np.exp(z - z.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+def slope(theta, x, towards):
+    """Gradient by (w, b) of the mean cross-entropy of the linear model with the probabilities `towards`."""
+    d = (softmax(x @ theta[0].T + theta[1]) - towards) / len(x)
+    return [d.T @ x, d.sum(0)]
+
+
+def descent(algorithm, theta, forget, retain):
+    """The algorithm as in the table of the published code, on batches (x, one-hot labels), in plain NumPy."""
+    start, momentum = [t.copy() for t in theta], None
+
+    def kl(x):                                               # T^2 KL: T times the difference of softened probabilities
+        t = algorithm.temperature
+        p, q = (softmax((x @ th[0].T + th[1]) / t) for th in (start, theta))
+        d = t * (q - p) / len(x)
+        return [d.T @ x, d.sum(0)]
+
+    def add(*terms):
+        return [sum(weight * g[k] for weight, g in terms) for k in range(2)]
+
+    for epoch in range(algorithm.epochs):
+        match algorithm:
+            case rum.NegGradPlus(alpha=a):
+                steps = [lambda r=r, f=f, a=a: add((a, slope(theta, *r)), (a - 1, slope(theta, *f)))
+                         for r, f in zip(retain, cycle(forget), strict=False)]
+            case rum.NegGrad():
+                steps = [lambda f=f: add((-1, slope(theta, *f))) for f in forget]
+            case rum.L1Sparse(alpha=a):
+                fade = a * (1 - epoch / algorithm.epochs)
+                steps = [lambda r=r, fade=fade: add((1, slope(theta, *r)), (fade, [np.sign(t) for t in theta]))
+                         for r in retain]
+            case rum.Scrub(gamma=c, beta=b):
+                climb = forget if epoch < algorithm.max_steps else []
+                steps = [lambda f=f: add((-1, kl(f[0]))) for f in climb]
+                steps += [lambda r=r, b=b, c=c: add((c, slope(theta, *r)), (b, kl(r[0]))) for r in retain]
+            case rum.Finetune():
+                steps = [lambda r=r: add((1, slope(theta, *r))) for r in retain]
+        for step in steps:
+            g = [d + algorithm.weight_decay * t for d, t in zip(step(), theta, strict=True)]
+            momentum = g if momentum is None else [algorithm.momentum * m + d for m, d in zip(momentum, g, strict=True)]
+            for t, m in zip(theta, momentum, strict=True):
+                t -= algorithm.lr * m
+    return theta
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("algorithm", [
+    rum.Finetune(epochs=2, lr=0.05), rum.NegGrad(epochs=3, lr=0.01), rum.NegGradPlus(epochs=2, lr=0.05, alpha=0.8),
+    rum.L1Sparse(epochs=3, lr=0.05, alpha=0.02), rum.Scrub(epochs=3, lr=0.05, max_steps=2, beta=0.3, gamma=0.7),
+], ids=lambda algorithm: type(algorithm).__name__)
+def test_descent_by_numpy(algorithm, seed):
+    random = np.random.default_rng(seed)
+    x, y = random.normal(size=(30, 6)), random.integers(0, 3, 30)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 3)).double()
+    theta = [p.detach().numpy().copy() for p in model.parameters()]
+    data = rum.Examples(torch.tensor(x).view(30, 1, 2, 3), torch.tensor(y))
+    found, _ = in_order(algorithm, model, data[24:], data[:24])
+    batches = [(x[k:k + size], np.eye(3)[y[k:k + size]]) for start, stop, size in ((24, 30, 3), (0, 24, 8))
+               for k in range(start, stop, size)]
+    expected = descent(algorithm, theta, batches[:2], batches[2:])
+    for p, t in zip(found.parameters(), expected, strict=True):
+        assert p.detach().numpy() == pytest.approx(t, rel=1e-9, abs=1e-12)
