@@ -17,7 +17,7 @@ from pathlib import Path
 from rumlib.profiles import profile
 from rumlib.study import find_home
 
-SIDE_BY_SIDE = min(os.cpu_count() or 1, 4)                   # notebooks at a time; they take turns in computing
+SIDE_BY_SIDE = (os.cpu_count() or 1) + 1                     # notebooks at a time; they take turns in computing
 
 
 def execute(name: str, home: Path) -> None:

@@ -148,19 +148,17 @@ def histogram(values: Sequence[float], picked: Mapping[str, Sequence[float]], *,
 
 def gallery(groups: Mapping[str, Sequence[tuple]], *, title: str = "") -> Figure:
     """One row of (image, caption) pairs per group; images (c, h, w) in [0, 1] or uint8."""
-    wide = max(len(row) for row in groups.values())
-    figure, axes = plt.subplots(len(groups), wide, figsize=(0.85 * wide + 0.9, 1.25 * len(groups) + 0.3), squeeze=False,
-                                layout="none")               # a solved layout of so many axes would take seconds
-    figure.subplots_adjust(left=0.9 / (0.85 * wide + 0.9), right=1, top=1 - 0.45 / len(groups), bottom=0, hspace=0.45)
-    for row, (name, images) in zip(axes, groups.items(), strict=True):
-        for ax in row:
-            ax.axis("off")
-        for ax, (image, caption) in zip(row, images, strict=False):
+    wide, across, down = max(len(row) for row in groups.values()), 1.18, 1.62            # in widths of an image
+    figure, ax = plt.subplots(figsize=(0.75 * across * wide + 0.9, 0.75 * down * len(groups) + 0.3))
+    for r, (name, images) in enumerate(groups.items()):      # one Axes for all: so many would take seconds to lay out
+        ax.text(-0.2, -down * r - 0.5, name, ha="right", va="center", fontsize=10, color=colour(name))
+        for c, (image, caption) in enumerate(images):
             picture = np.moveaxis(np.asarray(image), 0, -1)
-            ax.imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray_r", interpolation="nearest")
-            ax.set_title(caption, fontsize=8, loc="center")
-        row[0].text(-0.35, 0.5, name, transform=row[0].transAxes, ha="right", va="center", fontsize=10,
-                    color=colour(name))
+            ax.imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray_r", interpolation="nearest",
+                      extent=(across * c, across * c + 1, -down * r - 1, -down * r))
+            ax.text(across * c + 0.5, -down * r + 0.05, caption, ha="center", va="bottom", fontsize=8)
+    ax.set(xlim=(0, across * wide), ylim=(-down * len(groups) + 0.5, 0.5))
+    ax.axis("off")
     figure.suptitle(title, fontsize=10.5, x=0.02, ha="left")
     return figure
 
@@ -194,11 +192,18 @@ def _bars(part: pd.DataFrame) -> np.ndarray:
     return np.nan_to_num(np.stack([part["mean"] - part["low"], part["high"] - part["mean"]]).astype(float))
 
 
-def save(figure: Figure | Axes, name: str, folder: Path, *, table: pd.DataFrame, provenance: Mapping) -> None:
-    """Write <name>.png, <name>.csv (the numbers behind it) and <name>.json (where they come from) into `folder`."""
+def save(figure: Figure | Axes, name: str, folder: Path, *, table: pd.DataFrame, provenance: Mapping):
+    """Write <name>.png, <name>.csv (the numbers behind it) and <name>.json (where they come from) into `folder`.
+
+    Returns the picture for the notebook to show, which so is the file itself.
+    """
+    from IPython.display import Image
+
     figure = figure if isinstance(figure, Figure) else figure.figure
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.png", metadata={"Software": None})
     plain = isinstance(table.index, pd.RangeIndex)
     table.to_csv(folder / f"{name}.csv", index=not plain, float_format="%.6g")
     (folder / f"{name}.json").write_text(json.dumps({"figure": name, **provenance}, indent=1) + "\n")
+    plt.close(figure)
+    return Image(folder / f"{name}.png", width=round(100 * figure.get_figwidth()))

@@ -79,8 +79,9 @@ class Profile:
         return self.ascent_rates if name == "NegGrad" else self.rates[budget]
 
     def check(self) -> None:
-        """Say early what is missing: loads the data. Raises what `rumlib.load` raises."""
-        load(self.data, **self.options)
+        """Say early what is missing: loads the data, unless they come along. Raises what `rumlib.load` raises."""
+        if self.data != "digits":
+            load(self.data, **self.options)
 
 
 def algorithms(batch_size: int) -> dict[str, Algorithm | SalUn]:
@@ -145,11 +146,14 @@ LAPTOP = Profile(
 SMOKE = replace(
     LAPTOP,
     name="smoke",
+    options=dict(n=600, n_test=300),
     recipe=replace(LAPTOP.recipe, epochs=8),
-    score_models=32,                                         # enough to pick clean sets (r = .97 with 128 models)
-    set_size=60,
-    budgets=(1, 2),
-    rates={1: (0.05,), 2: (0.05, 0.1)},
+    score_models=32,
+    set_size=40,
+    budgets=(2,),
+    rates={2: (0.05,)},
+    further={name: (algorithm, {field: values[:1] for field, values in space.items()})
+             for name, (algorithm, space) in LAPTOP.further.items()},
     ascent_rates=(0.003,),
     rum_budget=1,
     rum_rates=(0.1,),
