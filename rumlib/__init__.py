@@ -24,6 +24,7 @@ from rumlib.algorithms import (
     Scrub,
     xent,
 )
+from rumlib.choose import AutoRUM, Calibrated, HeldOut, JensenShannon, Memorized
 from rumlib.data import Examples, label_hash, load
 from rumlib.metrics import (
     acceleration,
@@ -42,7 +43,7 @@ from rumlib.metrics import (
 )
 from rumlib.models import build, describe, mlp, resnet18, small_resnet
 from rumlib.profiles import Profile, profile
-from rumlib.rum import RUM, Refine, Shuffled
+from rumlib.rum import RUM, Refine, Shuffled, stream
 from rumlib.scores import (
     PROXIES,
     Curvature,
@@ -61,13 +62,13 @@ from rumlib.study import Cell, ForgetSet, Study, contrast, summarise, tow_betwee
 from rumlib.train import Recipe, accuracy, cost, features, fit, fit_many, predict
 from rumlib.tune import tuned
 
-__all__ = ["PROXIES", "RUM", "SSD", "UNSIR", "Algorithm", "BadTeacher", "BoundaryExpand", "BoundaryShrink", "Cell",
-           "Curvature",
-           "Examples", "Finetune", "Fisher", "ForgetSet", "InfluenceUnlearning", "Keep", "L1Sparse", "LastLayers",
-           "NegGrad", "NegGradPlus", "Profile", "RandomLabel", "Recipe", "Refine", "Retrain", "SalUn", "Score", "Scrub",
+__all__ = ["PROXIES", "RUM", "SSD", "UNSIR", "Algorithm", "AutoRUM", "BadTeacher", "BoundaryExpand", "BoundaryShrink",
+           "Calibrated", "Cell", "Curvature", "Examples", "Finetune", "Fisher", "ForgetSet", "HeldOut",
+           "InfluenceUnlearning", "JensenShannon", "Keep", "L1Sparse", "LastLayers", "Memorized", "NegGrad",
+           "NegGradPlus", "Profile", "RandomLabel", "Recipe", "Refine", "Retrain", "SalUn", "Score", "Scrub",
            "Shuffled", "Study", "Trace", "acceleration", "accuracies", "accuracy", "attack_feature", "bands", "build",
            "contrast", "cost", "describe", "disagreement", "disagreements", "entanglement", "evaluate", "features",
            "fit", "fit_many", "label_hash", "load", "matched", "memorization", "memorization_from", "mia_gap", "mlp",
-           "mmd", "neighbours", "predict", "profile", "proxy", "resnet18", "small_resnet", "summarise", "svc_mia",
-           "tow", "tow_between", "tow_from_accuracies", "tow_mia", "tuned", "vary", "weight_cosine", "weight_distance",
-           "xent"]
+           "mmd", "neighbours", "predict", "profile", "proxy", "resnet18", "small_resnet", "stream", "summarise",
+           "svc_mia", "tow", "tow_between", "tow_from_accuracies", "tow_mia", "tuned", "vary", "weight_cosine",
+           "weight_distance", "xent"]

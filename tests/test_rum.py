@@ -110,7 +110,7 @@ def test_the_order_decides_what_comes_first_and_steps_stay_with_their_part(order
     watches = Watch(), Watch(), Watch()
     parts = indices(rum.Refine(score, 3)(planted.forget))
     meta = rum.RUM(rum.Refine(score, 3), steps=watches, order=order)
-    met = [part for part, _ in meta.stages(planted.model, planted.forget, planted.retain, seed=5)]
+    met = [stage.part for stage in meta.stages(planted.model, planted.forget, planted.retain, seed=5)]
     assert met == list(order)
     for k, part in enumerate(order):
         ((forget, retain, seed),) = watches[part].seen
@@ -119,7 +119,7 @@ def test_the_order_decides_what_comes_first_and_steps_stay_with_their_part(order
 
 def test_the_last_stage_is_the_result(planted, score):
     meta = rum.RUM(rum.Refine(score, 3), steps=(rum.Keep(), finetune, rum.RandomLabel(epochs=1)))
-    stages = [model for _, model in meta.stages(planted.model, planted.forget, planted.retain, seed=2)]
+    stages = [stage.model for stage in meta.stages(planted.model, planted.forget, planted.retain, seed=2)]
     assert same(stages[0], planted.model) and not same(stages[1], stages[2])
     assert same(stages[-1], meta(planted.model, planted.forget, planted.retain, seed=2))
 
