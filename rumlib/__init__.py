@@ -43,6 +43,7 @@ from rumlib.metrics import (
 )
 from rumlib.models import build, describe, mlp, resnet18, small_resnet
 from rumlib.profiles import Profile, profile
+from rumlib.rows import contrast, summarise, tow_between
 from rumlib.rum import RUM, Refine, Shuffled, stream
 from rumlib.scores import (
     PROXIES,
@@ -58,7 +59,7 @@ from rumlib.scores import (
     neighbours,
     proxy,
 )
-from rumlib.study import Cell, ForgetSet, Study, contrast, summarise, tow_between, vary
+from rumlib.study import Cell, ForgetSet, Study, vary
 from rumlib.train import Recipe, accuracy, cost, features, fit, fit_many, predict
 from rumlib.tune import tuned
 

@@ -1,49 +1,43 @@
-"""A study: remembered cells, rows with one number per seed, and what they say together.
+"""A study: its forget sets, its remembered cells, and rows with one number per seed.
 
     study = Study("laptop")                                  # a profile; nothing is computed yet
     study.score, study.levels(), study.bands()               # memorization; forget sets by it and by entanglement
     rows = study.unlearn([Cell(forget_set, algorithm, seed, {"algorithm": "Fine-tune"}), ...])
     chosen, record = study.tune({name: (forget_set, algorithm, rates)})   # learning rates, on the tuning seeds only
-    summarise(rows, by=["level", "algorithm"], of="tow")     # mean, 95 % interval, n
-    contrast(rows, "tow", better={...}, worse={...})         # paired over the seeds
 
 Every cell (the subset models, an original, an oracle, one unlearning run) is written to disk when it is done and read
-back when it is asked for again: resuming is running again.
+back when it is asked for again (`rumlib.cells`): resuming is running again.
 """
 
 from __future__ import annotations
 
-import ast
 import fcntl
 import hashlib
-import inspect
-import json
 import math
 import os
 import platform
 import subprocess
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from functools import cache, cached_property, lru_cache, partial
+from functools import cache, cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
-import safetensors.torch
 import torch
-from scipy.special import stdtrit
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rumlib import engine
 from rumlib.algorithms import Keep
+from rumlib.cells import TRAINING, UNLEARNING, Store, factory, identify, remembered
 from rumlib.data import Examples, digest, load
-from rumlib.metrics import Evaluation, evaluate, evaluation, tow_from_accuracies
-from rumlib.models import build, describe
+from rumlib.metrics import Evaluation, evaluate, evaluation
+from rumlib.models import build
 from rumlib.profiles import Profile, profile
+from rumlib.rows import tow_between
 from rumlib.scores import (
     HOLDOUT,
     PROXIES,
@@ -63,164 +57,6 @@ from rumlib.train import cost, derive, features, fit, fits_stacking, predict
 from rumlib.tune import FOLDER, search, tuned, write
 
 CHUNK = {True: 32, False: 4}                                 # subset models per task, by whether they are stacked
-
-
-# -- Cells on disk ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Store:
-    """Finished cells in a folder: a JSON file with identity and values of each, its tensors in safetensors beside it.
-
-    A file is written under a temporary name and renamed when it is whole. One that is damaged is set aside, reported
-    and computed again.
-    """
-
-    folder: Path
-
-    def path(self, kind: str, key: str) -> Path:
-        return self.folder / kind / f"{key}.json"
-
-    def read(self, kind: str, key: str) -> dict | None:
-        """The values of a cell, tensors under "tensors" if it has any; None if it is not there."""
-        path = self.path(kind, key)
-        try:
-            text = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        try:
-            cell = json.loads(text)
-            if cell["checksum"] != _checksum(cell["values"]):
-                raise ValueError("its checksum does not fit its values")
-            values = cell["values"]
-            if "tensors" in values:
-                data = path.with_suffix(".safetensors").read_bytes()
-                if hashlib.sha256(data).hexdigest() != values["tensors"]:
-                    raise ValueError("the checksum of its tensors does not fit")
-                values["tensors"] = safetensors.torch.load(data)
-            return values
-        except (ValueError, KeyError, OSError, TypeError) as problem:
-            warnings.warn(f"{path} is damaged ({problem}); it is set aside as {path.name}.damaged and computed again",
-                          stacklevel=2)
-            os.replace(path, path.with_suffix(".json.damaged"))
-            return None
-
-    def write(self, kind: str, key: str, identity: Mapping, values: dict) -> None:
-        path = self.path(kind, key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if "tensors" in values:
-            data = safetensors.torch.save({k: t.contiguous() for k, t in values["tensors"].items()})
-            _replace(path.with_suffix(".safetensors"), data)
-            values = {**values, "tensors": hashlib.sha256(data).hexdigest()}
-        cell = {"identity": identity, "values": values, "checksum": _checksum(values)}
-        _replace(path, json.dumps(cell, indent=1).encode())
-
-
-def _checksum(values: dict) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-@cache
-def code_version(*modules: str) -> str:
-    """Hash of the code of these rumlib modules (or packages); comments and docstrings do not count."""
-    total = hashlib.sha256()
-    for module in modules:
-        path = Path(__file__).parent / module
-        for file in sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]:
-            tree = ast.parse(file.read_text())
-            for node in ast.walk(tree):
-                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
-                    node.body = node.body[1:]
-            total.update(ast.dump(tree).encode())
-    return total.hexdigest()[:16]
-
-
-TRAINING = ("data", "models", "train")
-UNLEARNING = (*TRAINING, "scores", "algorithms", "rum", "metrics")
-
-
-def remembered(*modules: str) -> Callable:
-    """Make a method of Study a cell: computed once for each value of its arguments, its code and its study's data."""
-
-    def wrap(compute: Callable) -> Callable:
-        source = hashlib.sha256(inspect.getsource(compute).encode()).hexdigest()[:16]
-        names = list(inspect.signature(compute).parameters)[1:]
-
-        def identity(study: Study, *arguments) -> dict:
-            return {"what": compute.__name__, "code": code_version(*modules), "source": source, **study.identity,
-                    **{name: identify(value) for name, value in zip(names, arguments, strict=True)}}
-
-        def call(study: Study, *arguments) -> dict:
-            who = identity(study, *arguments)
-            key = digest_of(who)
-            values = study.store.read(compute.__name__, key)
-            if values is None:
-                values = compute(study, *arguments)
-                study.store.write(compute.__name__, key, who, values)
-            return values
-
-        def lookup(study: Study, *arguments) -> dict | None:
-            return study.store.read(compute.__name__, digest_of(identity(study, *arguments)))
-
-        call.lookup, call.identity, call.__name__, call.__doc__ = lookup, identity, compute.__name__, compute.__doc__
-        return call
-
-    return wrap
-
-
-def identify(value) -> object:
-    """What stands for a value in the identity of a cell: plain values as they are, data by content, algorithms by their
-    class, fields and, if they are a user's own, code. Raises TypeError for what could not be found again."""
-    if isinstance(value, bool | int | float | str | None):
-        return value
-    if isinstance(value, tuple | list | range):
-        return [identify(v) for v in value]
-    if hasattr(value, "digest"):
-        return value.digest
-    if isinstance(value, Tensor):
-        return digest(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        own = {f.name: factory(getattr(value, f.name)) if f.name == "make_model" else identify(getattr(value, f.name))
-               for f in fields(value)}
-        return {"class": type(value).__qualname__, "code": _foreign_code(type(value)), **own}
-    raise TypeError(f"{value!r} has no lasting name, so that its results could not be found again; make it a frozen "
-                    f"dataclass (its name, fields and code then stand for it)")
-
-
-def factory(make_model: Callable) -> list[str]:
-    """What stands for a model factory: its description and, if it is a user's own, its code."""
-    function = make_model.func if isinstance(make_model, partial) else make_model
-    if "<" in describe(make_model).partition("(")[0]:
-        raise TypeError(f"{describe(make_model)} has no lasting name, so that its results could not be found again; "
-                        f"use a function defined at the top of a module or notebook, functools.partial for arguments")
-    return [describe(make_model), *_foreign_code(function)]
-
-
-def _foreign_code(thing: type | Callable) -> list[str]:
-    """Hashes of the code of a class (and its bases) or function that does not come with rumlib."""
-    if not isinstance(thing, type):
-        own = [] if thing.__module__.startswith("rumlib.") else [thing]
-    else:
-        bases = [base for base in thing.__mro__ if base is not object and not base.__module__.startswith("rumlib.")]
-        own = [f for base in bases for _, f in sorted(vars(base).items()) if inspect.isfunction(f)]
-
-    def plain(code):
-        return [code.co_code.hex(), code.co_names, [plain(c) if inspect.iscode(c) else repr(c) for c in code.co_consts]]
-
-    return [hashlib.sha256(repr(plain(f.__code__)).encode()).hexdigest()[:16] for f in own if hasattr(f, "__code__")]
-
-
-def digest_of(identity: Mapping) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
 
 
 # -- Forget sets and cells --------------------------------------------------------------------------------------------
@@ -703,61 +539,3 @@ def _git(folder: Path, *command: str) -> str | None:
         return subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True, check=True,
                               timeout=10).stdout.strip()
     return None
-
-
-# -- What rows say together -------------------------------------------------------------------------------------------
-
-
-def tow_between(found: Evaluation, reference: Evaluation) -> dict[str, float]:
-    """ToW and ToW-MIA of two evaluations."""
-    rest_u, rest_r = (found.retain, found.test), (reference.retain, reference.test)
-    row = {"tow": tow_from_accuracies(unlearned=(found.forget, *rest_u), retrained=(reference.forget, *rest_r))}
-    mia = math.isfinite(found.mia) and math.isfinite(reference.mia)
-    row["tow_mia"] = tow_from_accuracies(unlearned=(found.mia, *rest_u), retrained=(reference.mia, *rest_r)) \
-        if mia else math.nan
-    return row
-
-
-def summarise(rows: pd.DataFrame | list[dict], by: list[str] | str, of: str) -> pd.DataFrame:
-    """mean, low, high (Student t, 95 %) and n of column `of`, for each combination of the columns `by`.
-
-    With n = 1 there is no interval: low and high are NaN. Raises ValueError if a value is missing.
-    """
-    frame = pd.DataFrame(rows)
-    missing = [name for name in [*([by] if isinstance(by, str) else by), of] if name not in frame]
-    if missing:
-        raise ValueError(f"the rows have no column {', '.join(missing)}; they have {', '.join(frame)}")
-    if frame[of].isna().any():
-        raise ValueError(f"{int(frame[of].isna().sum())} of {len(frame)} rows have no {of} (a run diverged, or was not "
-                         f"attacked); leave them out on purpose or not at all")
-    table = frame.groupby(by, sort=False)[of].apply(lambda values: pd.Series(interval(values))).unstack()
-    return table.astype({"n": int})
-
-
-def interval(values: Iterable[float]) -> dict[str, float]:
-    """mean, low and high of the 95 % Student-t interval, and n."""
-    values = [float(v) for v in values]
-    n, mean = len(values), sum(values) / len(values)
-    if n == 1:
-        return {"mean": mean, "low": math.nan, "high": math.nan, "n": 1}
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
-    half = float(stdtrit(n - 1, 0.975)) * spread
-    return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
-
-
-def contrast(rows: pd.DataFrame, of: str, better: Mapping, worse: Mapping) -> dict:
-    """The difference of column `of` between two selections of rows, paired over their seeds.
-
-    Returns mean, low, high (Student t, 95 %), n and the verdict on "better is larger": "holds" if the interval lies
-    above 0, "opposite" if below, "open" if it holds 0 (or there is a single seed).
-    """
-    a, b = (rows[(rows[list(which)] == pd.Series(which)).all(axis=1)].groupby("seed")[of].agg(
-        lambda values: values.mean(skipna=False)) for which in (better, worse))
-    if a.empty or set(a.index) != set(b.index):
-        raise ValueError(f"{dict(better)} has seeds {list(a.index)} and {dict(worse)} has {list(b.index)}; "
-                         f"a paired difference needs the same ones")
-    if a.isna().any() or b.isna().any():
-        raise ValueError(f"a run of {dict(better)} or {dict(worse)} has no {of} (it diverged, or was not attacked)")
-    found = interval(a - b.loc[a.index])
-    found["verdict"] = "holds" if found["low"] > 0 else "opposite" if found["high"] < 0 else "open"
-    return found

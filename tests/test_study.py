@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import rumlib as rum
-from rumlib.study import Store, digest_of
+from rumlib.cells import Store, digest_of
 
 TINY = replace(
     rum.profile("smoke"), name="tiny", options=dict(n=150, n_test=60), make_model=partial(rum.mlp, hidden=(8,)),
