@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from planted import same
+from planted import make_model, recipe, same
 
 import rumlib as rum
 
@@ -152,3 +152,68 @@ def test_vary_reaches_the_algorithms_inside():
         rum.vary(rum.Finetune(), rate=0.5)
     with pytest.raises(TypeError, match="frozen dataclass"):
         rum.vary(Watch(), lr=0.5)
+
+
+# -- Values to cut at, stages, streams --------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(0, 1, width=32), min_size=3, max_size=40), st.sampled_from([0.125, 0.5, 0.75]))
+def test_parts_are_cut_at_the_values_given(values, at):
+    forget, values = numbered(len(values)), torch.tensor(values)
+    refine = rum.Refine(rum.Score("s", values, forget.index), parts=(at,))
+    if (values < at).any() and (values >= at).any():
+        low, high = refine(forget)
+        assert indices([low, high]) == [forget.index[values < at].tolist(), forget.index[values >= at].tolist()]
+    else:
+        with pytest.raises(ValueError, match=r"would be empty"):
+            refine(forget)
+
+
+def test_parts_have_names(score):
+    assert rum.Refine(score, 3).names == rum.Refine(score, (0.2, 0.8)).names == ("low", "medium", "high")
+    assert rum.Refine(score, 4).names == ("part 1", "part 2", "part 3", "part 4")
+    with pytest.raises(ValueError, match="ascend"):
+        rum.Refine(score, (0.8, 0.2))
+    with pytest.raises(ValueError, match="3 parts need 3 steps"):
+        rum.RUM(rum.Refine(score, (0.2, 0.8)), steps=(finetune,) * 2)
+
+
+def test_a_failing_step_names_itself_its_part_and_its_seed(planted, score):
+    def fail(model, forget, retain, *, seed=0):
+        raise RuntimeError("out of memory")
+
+    meta = rum.RUM(rum.Refine(score, 3), steps=(finetune, fail, finetune), order=(2, 1, 0))
+    stages = meta.stages(planted.model, planted.forget, planted.retain, seed=40)
+    assert next(stages).part == 2
+    with pytest.raises(RuntimeError, match="out of memory") as raised:
+        next(stages)
+    (note,) = raised.value.__notes__
+    assert "step 2 of 3" in note and "fail" in note and "part 1 (4 examples" in note and "seed 41" in note
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_stages_go_on_from_where_they_were(done, planted, score):
+    meta = rum.RUM(rum.Refine(score, 3), steps=(finetune, rum.RandomLabel(epochs=1), finetune), order=(1, 2, 0))
+    models = [planted.model, *(s.model for s in meta.stages(planted.model, planted.forget, planted.retain, seed=3))]
+    *_, last = meta.stages(models[done], planted.forget, planted.retain, seed=3, done=done)
+    assert same(last.model, models[-1])
+
+
+def test_a_stream_of_parts_is_a_rum(planted, score):
+    refine = rum.Refine(score, 3)
+    *_, last = rum.stream(finetune, planted.model, refine(planted.forget), planted.retain, seed=6)
+    assert same(last.model, rum.RUM(refine, (finetune,) * 3)(planted.model, planted.forget, planted.retain, seed=6))
+    assert sorted(last.gone.index.tolist()) == sorted(planted.forget.index.tolist())
+    assert last.retain.index.tolist() == planted.retain.index.tolist()
+
+
+def test_a_stream_is_renewed_when_it_is_told_to(planted, score):
+    retrain = rum.Retrain(make_model, recipe)
+    seen = list(rum.stream(rum.Keep(), planted.model, rum.Refine(score, 3)(planted.forget), planted.retain, seed=6,
+                           retrain=retrain, renew=lambda model, gone, retain: len(gone) == 8))
+    assert [request.renewed for request in seen] == [False, True, False]
+    assert same(seen[0].model, planted.model)
+    assert same(seen[1].model, rum.fit(make_model, seen[1].retain, recipe, seed=7))
+    assert same(seen[2].model, seen[1].model)
+    with pytest.raises(ValueError, match="both or neither"):
+        next(rum.stream(rum.Keep(), planted.model, [planted.forget], planted.retain, retrain=retrain))
