@@ -1,6 +1,6 @@
 """Finished cells of a study on disk: computed once, read back whenever they are asked for again.
 
-    @remembered(*TRAINING)                                   # on a method of a study, which has a store and an identity
+    @remembered                                              # on a method of a study, which has a store and an identity
     def oracle(self, forget, seed): ...                      # returns plain values, and tensors under "tensors"
 
 A cell is found by what it depends on: the study's data and recipe, its arguments, its code.
@@ -8,7 +8,6 @@ A cell is found by what it depends on: the study's data and recipe, its argument
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import inspect
 import json
@@ -16,14 +15,16 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cache, partial
 from pathlib import Path
 
 import safetensors.torch
 from torch import Tensor
 
+from rumlib.code import code_of
 from rumlib.data import digest
 from rumlib.models import describe
+
+FORMAT = 1                                                   # of the files: one more whenever what they hold changes
 
 
 @dataclass(frozen=True)
@@ -87,57 +88,33 @@ def _replace(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-@cache
-def code_version(*modules: str) -> str:
-    """Hash of the code of these rumlib modules (or packages); comments and docstrings do not count."""
-    total = hashlib.sha256()
-    for module in modules:
-        path = Path(__file__).parent / module
-        for file in sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]:
-            tree = ast.parse(file.read_text())
-            for node in ast.walk(tree):
-                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
-                    node.body = node.body[1:]
-            total.update(ast.dump(tree).encode())
-    return total.hexdigest()[:16]
+def remembered(compute: Callable) -> Callable:
+    """Make a method of a study a cell: computed once for each value of its arguments, its code and its study's data."""
+    names = list(inspect.signature(compute).parameters)[1:]
 
+    def identity(study, *arguments) -> dict:
+        return {"what": compute.__name__, "code": code_of(compute), "study": study.identity,
+                "arguments": {name: identify(value) for name, value in zip(names, arguments, strict=True)}}
 
-TRAINING = ("data", "models", "train")
-UNLEARNING = (*TRAINING, "scores", "algorithms", "rum", "metrics")
+    def call(study, *arguments) -> dict:
+        who = identity(study, *arguments)
+        key = digest_of(who)
+        values = study.store.read(compute.__name__, key)
+        if values is None:
+            values = compute(study, *arguments)
+            study.store.write(compute.__name__, key, who, values)
+        return values
 
+    def lookup(study, *arguments) -> dict | None:
+        return study.store.read(compute.__name__, digest_of(identity(study, *arguments)))
 
-def remembered(*modules: str) -> Callable:
-    """Make a method of Study a cell: computed once for each value of its arguments, its code and its study's data."""
-
-    def wrap(compute: Callable) -> Callable:
-        source = hashlib.sha256(inspect.getsource(compute).encode()).hexdigest()[:16]
-        names = list(inspect.signature(compute).parameters)[1:]
-
-        def identity(study, *arguments) -> dict:
-            return {"what": compute.__name__, "code": code_version(*modules), "source": source, **study.identity,
-                    **{name: identify(value) for name, value in zip(names, arguments, strict=True)}}
-
-        def call(study, *arguments) -> dict:
-            who = identity(study, *arguments)
-            key = digest_of(who)
-            values = study.store.read(compute.__name__, key)
-            if values is None:
-                values = compute(study, *arguments)
-                study.store.write(compute.__name__, key, who, values)
-            return values
-
-        def lookup(study, *arguments) -> dict | None:
-            return study.store.read(compute.__name__, digest_of(identity(study, *arguments)))
-
-        call.lookup, call.identity, call.__name__, call.__doc__ = lookup, identity, compute.__name__, compute.__doc__
-        return call
-
-    return wrap
+    call.lookup, call.identity, call.__name__, call.__doc__ = lookup, identity, compute.__name__, compute.__doc__
+    return call
 
 
 def identify(value) -> object:
     """What stands for a value in the identity of a cell: plain values as they are, data by content, algorithms by their
-    class, fields and, if they are a user's own, code. Raises TypeError for what could not be found again."""
+    class, its code and their fields. Raises TypeError for what could not be found again."""
     if isinstance(value, bool | int | float | str | None):
         return value
     if isinstance(value, tuple | list | range):
@@ -149,32 +126,22 @@ def identify(value) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         own = {f.name: factory(getattr(value, f.name)) if f.name == "make_model" else identify(getattr(value, f.name))
                for f in fields(value)}
-        return {"class": type(value).__qualname__, "code": _foreign_code(type(value)), **own}
+        kind = type(value)
+        return {"class": f"{kind.__module__}.{kind.__qualname__}", "code": code_of(kind), "fields": own}
     raise TypeError(f"{value!r} has no lasting name, so that its results could not be found again; make it a frozen "
                     f"dataclass (its name, fields and code then stand for it)")
 
 
-def factory(make_model: Callable) -> list[str]:
-    """What stands for a model factory: its description and, if it is a user's own, its code."""
-    function = make_model.func if isinstance(make_model, partial) else make_model
-    if "<" in describe(make_model).partition("(")[0]:
+def factory(make_model: Callable) -> object:
+    """What stands for a model factory: its description and its code. Raises TypeError for what could not be found
+    again."""
+    function = getattr(make_model, "func", make_model)       # of a functools.partial
+    if is_dataclass(function) and not isinstance(function, type):
+        return identify(function)
+    if "<" in describe(make_model).partition("(")[0] or not hasattr(function, "__qualname__"):
         raise TypeError(f"{describe(make_model)} has no lasting name, so that its results could not be found again; "
                         f"use a function defined at the top of a module or notebook, functools.partial for arguments")
-    return [describe(make_model), *_foreign_code(function)]
-
-
-def _foreign_code(thing: type | Callable) -> list[str]:
-    """Hashes of the code of a class (and its bases) or function that does not come with rumlib."""
-    if not isinstance(thing, type):
-        own = [] if thing.__module__.startswith("rumlib.") else [thing]
-    else:
-        bases = [base for base in thing.__mro__ if base is not object and not base.__module__.startswith("rumlib.")]
-        own = [f for base in bases for _, f in sorted(vars(base).items()) if inspect.isfunction(f)]
-
-    def plain(code):
-        return [code.co_code.hex(), code.co_names, [plain(c) if inspect.iscode(c) else repr(c) for c in code.co_consts]]
-
-    return [hashlib.sha256(repr(plain(f.__code__)).encode()).hexdigest()[:16] for f in own if hasattr(f, "__code__")]
+    return {"factory": describe(make_model), "code": code_of(function)}
 
 
 def digest_of(identity: Mapping) -> str:

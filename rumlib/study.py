@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 from rumlib import engine
 from rumlib.algorithms import Keep
-from rumlib.cells import TRAINING, UNLEARNING, Store, factory, identify, remembered
+from rumlib.cells import FORMAT, Store, factory, identify, remembered
 from rumlib.data import Examples, digest, load
 from rumlib.metrics import Evaluation, evaluate, evaluation
 from rumlib.models import build
@@ -173,13 +173,16 @@ class Study:
 
     @cached_property
     def identity(self) -> dict:
-        """What every cell of this study depends on."""
+        """What every cell of this study depends on. Device, dtype and release of torch: the same training rounds
+        differently on another kind of device, in another precision, and with the kernels of another release."""
+        weight = next(build(self.profile.make_model, 0).parameters())
         return {"data": [self.train.digest, self.test.digest], "model": factory(self.profile.make_model),
-                "recipe": repr(self.profile.recipe), "device": "cpu"}
+                "recipe": repr(self.profile.recipe), "device": weight.device.type, "dtype": str(weight.dtype),
+                "torch": ".".join(version("torch").split(".")[:2]), "format": FORMAT}
 
     # -- what is remembered
 
-    @remembered(*TRAINING, "scores")
+    @remembered
     def bank(self, numbers: range, fraction: float) -> dict:
         """Subset models of the memorization estimator."""
         start = time.perf_counter()
@@ -187,7 +190,7 @@ class Study:
         seconds = time.perf_counter() - start
         return {"seconds": seconds, "tensors": {f.name: getattr(part, f.name) for f in fields(part)}}
 
-    @remembered(*TRAINING, "scores")
+    @remembered
     def original(self, seed: int) -> dict:
         """A model trained on everything, and the trace of its training."""
         trace = Trace(self.train)
@@ -197,7 +200,7 @@ class Study:
         tensors |= {name: getattr(trace, name) for name in (*TRACED, "seen")}
         return {**asdict(spent), "trace_seconds": trace.seconds, "tensors": tensors}
 
-    @remembered(*TRAINING, "scores")
+    @remembered
     def probed(self, name: str, seed: int) -> dict:
         """A proxy that needs passes of its own, and the seconds that these took."""
         if name == "loss_curvature":
@@ -216,7 +219,7 @@ class Study:
             values[~mask] = scored.values
         return {"seconds": time.perf_counter() - start, "tensors": {"values": values}}
 
-    @remembered(*TRAINING, "metrics")
+    @remembered
     def oracle(self, forget: ForgetSet, seed: int) -> dict:
         """A model retrained without the forget set, with the same seed as the original."""
         gone, kept = self.split(forget)
@@ -225,7 +228,7 @@ class Study:
         return {**asdict(spent), **asdict(evaluate(model, gone, kept, self.test)),
                 "tensors": {f"weights/{name}": value for name, value in model.state_dict().items()}}
 
-    @remembered(*UNLEARNING)
+    @remembered
     def run(self, forget: ForgetSet, algorithm: Callable, seed: int, mia: bool) -> dict:
         """One unlearning run beside its oracle."""
         sets = (*self.split(forget), self.test)

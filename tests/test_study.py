@@ -337,7 +337,7 @@ def test_tuning_chooses_the_best_rate_on_tuning_seeds_alone(study):
     forget, rates = forget_set(study, 0), (0.001, 0.1, 0.5)
     chosen, record = study.tune({"FT": (forget, finetune, rates), "RUM": (
         forget, rum.RUM(rum.Shuffled(2), (rum.Keep(), finetune)), rates)})
-    seeds = {json.loads(path.read_text())["identity"]["seed"] for kind in ("run", "oracle", "original")
+    seeds = {json.loads(path.read_text())["identity"]["arguments"]["seed"] for kind in ("run", "oracle", "original")
              for path in files(study.home, kind)}
     assert seeds == {100, 101}
     by_hand = {rate: study.unlearn(rum.Cell(forget, replace(finetune, lr=rate), seed, mia=False)
@@ -425,4 +425,5 @@ def test_every_kind_of_cell_is_kept_with_its_identity(done):
     for path in files(done[0]):
         cell = json.loads(path.read_text())
         assert digest_of(cell["identity"]) == path.stem
-        assert {"what", "code", "data", "model", "recipe", "device"} <= set(cell["identity"])
+        assert {"what", "code", "study", "arguments"} == set(cell["identity"])
+        assert {"data", "model", "recipe", "device", "dtype", "torch", "format"} == set(cell["identity"]["study"])
