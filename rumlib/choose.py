@@ -2,7 +2,7 @@
 
     auto = AutoRUM(Refine(memorization, parts=3), (RandomLabel(lr=0.2), Finetune(lr=0.2)), Memorized(memorization))
     unlearned = auto(model, forget, retain, seed=0)          # an algorithm like any other
-    auto.choose(model, forget, retain, seed=0)               # the RUM that it has settled on
+    chosen, unlearned = auto.settle(model, forget, retain, seed=0)     # and the RUM that it has settled on
     Calibrated(auto, make_model, recipe)                     # chooses on a twin problem whose answer is known
 
 A judge guesses, without that model, how near an unlearned one is to it: `HeldOut`, `Memorized`, `JensenShannon`, or any
@@ -145,17 +145,15 @@ class AutoRUM:
             raise ValueError(f"budget counts passes over the retain set, above 0; got {self.budget}")
 
     def __call__(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> nn.Module:
-        return self._best(model, forget, retain, seed)[-1].model
+        return self.settle(model, forget, retain, seed=seed)[1]
 
-    def choose(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> RUM:
-        """The RUM that was chosen: with the same seed it unlearns to the same model."""
-        choices = self._best(model, forget, retain, seed)
-        steps = {choice.part: choice.step for choice in choices}
-        return RUM(self.refine, tuple(steps[part] for part in range(len(steps))), tuple(steps), self.waiting)
-
-    def _best(self, model, forget, retain, seed) -> list[Choice]:
+    def settle(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> tuple[RUM, nn.Module]:
+        """The RUM that was chosen, and the model that it unlearns to with this seed."""
         found = [list(self.choices(model, forget, retain, order, seed=seed)) for order in self.orders or (None,)]
-        return max(found, key=lambda choices: choices[-1].estimate)
+        best = max(found, key=lambda choices: choices[-1].estimate)
+        steps = {choice.part: choice.step for choice in best}
+        chosen = RUM(self.refine, tuple(steps[part] for part in range(len(steps))), tuple(steps), self.waiting)
+        return chosen, best[-1].model
 
     def choices(self, model: nn.Module, forget: Examples, retain: Examples, order: tuple[int, ...] | None = None, *,
                 seed: int = 0) -> Iterator[Choice]:
@@ -207,10 +205,10 @@ class Calibrated:
             raise ValueError(f"the estimator has {len(bank.included)} models; got number={self.number}")
 
     def __call__(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> nn.Module:
-        return self.choose(model, forget, retain, seed=seed)(model, forget, retain, seed=seed)
+        return self.settle(model, forget, retain, seed=seed)[1]
 
-    def choose(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> RUM:
-        """The RUM that was chosen on the twin."""
+    def settle(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> tuple[RUM, nn.Module]:
+        """The RUM that was chosen on the twin, and the model that it unlearns to with this seed."""
         accept(model, forget, retain)
         gone, known = self.twin(forget, retain)
         reference = fit(self.make_model, known, self.recipe, seed=derive(seed, "twin", self.number))
@@ -220,7 +218,8 @@ class Calibrated:
             d = [abs(accuracy(model, part) - accuracy(reference, part)) for part in (forget, retain)]
             return (1 - d[0]) * (1 - d[1])
 
-        return replace(self.auto, judge=judge).choose(original, gone, known, seed=seed)
+        chosen, _ = replace(self.auto, judge=judge).settle(original, gone, known, seed=seed)
+        return chosen, chosen(model, forget, retain, seed=seed)
 
     def twin(self, forget: Examples, retain: Examples, *, apart: float = 0.25) -> tuple[Examples, Examples]:
         """(forget, retain) of the twin: matched examples from outside the subset, and the subset.

@@ -31,13 +31,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rumlib import engine
-from rumlib.algorithms import Keep
-from rumlib.cells import FORMAT, Store, factory, identify, remembered
+from rumlib.algorithms import Keep, Retrain
+from rumlib.cells import FORMAT, Store, digest_of, factory, identify, remembered
 from rumlib.data import Examples, digest, load
-from rumlib.metrics import Evaluation, evaluate, evaluation
+from rumlib.metrics import Evaluation, accuracies, evaluate, evaluation
 from rumlib.models import build
 from rumlib.profiles import Profile, profile
 from rumlib.rows import tow_between
+from rumlib.rum import RUM, stream
 from rumlib.scores import (
     HOLDOUT,
     PROXIES,
@@ -53,7 +54,7 @@ from rumlib.scores import (
     proxy,
 )
 from rumlib.scores import bank as train_bank
-from rumlib.train import cost, derive, features, fit, fits_stacking, predict
+from rumlib.train import cost, count_examples, derive, features, fit, fits_stacking, predict
 from rumlib.tune import FOLDER, search, tuned, write
 
 CHUNK = {True: 32, False: 4}                                 # subset models per task, by whether they are stacked
@@ -231,11 +232,10 @@ class Study:
     @remembered
     def run(self, forget: ForgetSet, algorithm: Callable, seed: int, mia: bool) -> dict:
         """One unlearning run beside its oracle."""
-        sets = (*self.split(forget), self.test)
-        original, reference = self.model(seed), self.retrained(forget, seed)[1]
+        sets, reference = (*self.split(forget), self.test), self.retrained(forget, seed)[1]
         try:
             with cost() as spent:
-                model = algorithm(original, *sets[:2], seed=seed)
+                model, chosen = self._unlearned(forget, algorithm, seed)
             logits = [predict(model, examples) for examples in sets]
             found = evaluation(logits, sets, mia=mia)
         except FloatingPointError:                           # a learning rate too large: a result, reported as such
@@ -244,7 +244,73 @@ class Study:
         row |= {f"oracle_{name}": value for name, value in asdict(reference).items()}
         for name, given, right in zip(("forget", "retain", "test"), logits, self._answers(forget, seed), strict=True):
             row[f"differs_{name}"] = (given.argmax(1) != right).float().mean().item()
+        row |= {} if chosen is None else {"order": list(chosen.order), "chosen": [repr(step) for step in chosen.steps]}
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+
+    @remembered
+    def dynamics(self, forget: ForgetSet, algorithm: RUM, seed: int) -> dict:
+        """A RUM step by step: accuracies on each part, on retain and test set, before it and after each step."""
+        sets = self.split(forget)
+        parts = {f"part {k}": part for k, part in enumerate(algorithm.refine(sets[0]))}
+        watched = {**parts, "retain": sets[1], "test": self.test}
+        models = [(None, self.model(seed)), *((stage.part, stage.model) for stage in algorithm.stages(
+            self.model(seed), *sets, seed=seed))]
+        oracle = accuracies(self.retrained(forget, seed)[0], watched)
+        return {"rows": [{"step": k, "part": part, **accuracies(model, watched)}
+                         for k, (part, model) in enumerate(models)], "oracle": oracle}
+
+    @remembered
+    def requests(self, forgets: tuple[ForgetSet, ...], algorithm: Callable, seed: int,
+                 renew: int | tuple[Callable, float] | None) -> dict:
+        """One request for deletion after the other, each beside a model retrained without all that is gone. `renew`:
+        retrain after every so many requests, or when a judge expects a ToW below a value, or never."""
+        gone = [self.split(forget)[0] for forget in forgets]
+        _, rest = self.train.split(torch.isin(self.train.index, torch.cat([forget.index for forget in forgets])))
+        original, retrain = self.model(seed), Retrain(self.profile.make_model, self.profile.recipe)
+
+        def due(model, gone, left):
+            if isinstance(renew, int):
+                return len(seen) % renew == renew - 1
+            judge, limit = renew
+            return judge(model, original, gone, left) < limit
+
+        seen, rows = [], []
+        with cost() as spent:
+            for request in stream(algorithm, original, gone, rest, seed=seed, retrain=retrain if renew else None,
+                                  renew=due if renew else None):
+                seen.append((request, spent.examples))
+        for k, (request, examples) in enumerate(seen):
+            oracle = fit(self.profile.make_model, request.retain, self.profile.recipe, seed=seed)
+            found, reference = (evaluate(model, request.gone, request.retain, self.test)
+                                for model in (request.model, oracle))
+            rows.append({"request": k + 1, "renewed": request.renewed, "examples": examples, **asdict(found),
+                         **tow_between(found, reference), "oracle_test": reference.test})
+        return {"rows": rows}
+
+    def _unlearned(self, forget: ForgetSet, algorithm: Callable, seed: int) -> tuple[nn.Module, RUM | None]:
+        """The unlearned model, and the RUM that an algorithm has chosen, if it chooses. Where a step of a RUM fails,
+        the model after those that are done is kept on disk, and the next try goes on from it."""
+        sets, original = self.split(forget), self.model(seed)
+        if hasattr(algorithm, "settle"):
+            return algorithm.settle(original, *sets, seed=seed)[::-1]
+        if not isinstance(algorithm, RUM):
+            return algorithm(original, *sets, seed=seed), None
+        identity = Study.run.identity(self, forget, algorithm, seed, False) | {"what": "steps"}
+        kept = self.store.read("steps", digest_of(identity)) or {"done": 0, "examples": 0}
+        count_examples(kept["examples"])
+        model, done = self._rebuild(kept) if kept["done"] else original, kept["done"]
+        try:
+            with cost() as spent:
+                for stage in algorithm.stages(model, *sets, seed=seed, done=done):
+                    model, done = stage.model, done + 1
+        except FloatingPointError:
+            raise
+        except Exception:
+            weights = {f"weights/{name}": value for name, value in model.state_dict().items()}
+            self.store.write("steps", digest_of(identity), identity,
+                             {"done": done, "examples": kept["examples"] + spent.examples, "tensors": weights})
+            raise
+        return model, None
 
     # -- what is made of it
 
@@ -360,6 +426,28 @@ class Study:
         rows = self._all(Study.run, [(c.forget, c.algorithm, c.seed, c.mia) for c in cells], "unlearning")
         return pd.DataFrame([{"set": cell.forget.name, "seed": cell.seed, **cell.labels, **row}
                              for cell, row in zip(cells, rows, strict=True)])
+
+    def watch(self, cells: Iterable[Cell]) -> pd.DataFrame:
+        """RUMs step by step: one row for each cell, step (0: before the first) and set watched, with the accuracy of
+        the model, and that of the oracle."""
+        cells = list(cells)
+        self.originals({cell.seed: None for cell in cells})
+        self.oracles({cell.forget: None for cell in cells}, {cell.seed: None for cell in cells})
+        found = self._all(Study.dynamics, [(c.forget, c.algorithm, c.seed) for c in cells], "steps")
+        return pd.DataFrame([{**cell.labels, "seed": cell.seed, "step": row["step"], "part": row["part"], "of": name,
+                              "accuracy": row[name], "oracle": one["oracle"][name]}
+                             for cell, one in zip(cells, found, strict=True) for row in one["rows"]
+                             for name in one["oracle"]])
+
+    def stream(self, forgets: Iterable[ForgetSet], ways: Mapping[str, tuple], seeds: Iterable[int]) -> pd.DataFrame:
+        """Requests for deletion one after the other; `ways` maps a label to (algorithm, when to retrain, see
+        `requests`). One row for each way, seed and request."""
+        forgets, tasks = tuple(forgets), [(way, seed) for way in ways for seed in seeds]
+        self.originals({seed: None for _, seed in tasks})
+        found = self._all(Study.requests, [(forgets, ways[way][0], seed, ways[way][1]) for way, seed in tasks],
+                          "requests")
+        return pd.DataFrame([{"way": way, "seed": seed, **row} for (way, seed), one in zip(tasks, found, strict=True)
+                             for row in one["rows"]])
 
     def candidates(self, budget: int) -> dict[str, tuple[Callable, Mapping]]:
         """Label -> (algorithm, values to try) of all algorithms of the profile, those that have epochs at that many."""

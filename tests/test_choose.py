@@ -100,7 +100,7 @@ def test_the_best_candidate_is_chosen(planted, score):
     candidates = (diverge, Give(bad), Give(planted.oracle))
     auto = rum.AutoRUM(rum.Refine(score, 2), candidates, against(planted.oracle))
     assert same(auto(planted.model, planted.forget, planted.retain), planted.oracle)
-    chosen = auto.choose(planted.model, planted.forget, planted.retain)
+    chosen, _ = auto.settle(planted.model, planted.forget, planted.retain)
     assert chosen.order == (1, 0) and chosen.steps[1] is candidates[2]
 
 
@@ -108,17 +108,17 @@ def test_nothing_is_done_where_nothing_is_enough(planted, score):
     give = Give(planted.oracle)
     auto = rum.AutoRUM(rum.Refine(score, 3), (give,), against(planted.model))
     assert same(auto(planted.model, planted.forget, planted.retain), planted.model)
-    assert auto.choose(planted.model, planted.forget, planted.retain).steps == (rum.Keep(),) * 3
+    assert auto.settle(planted.model, planted.forget, planted.retain)[0].steps == (rum.Keep(),) * 3
     assert give.tried == 0
 
 
 def test_the_chosen_rum_unlearns_to_the_same_model(planted, score):
     candidates = (finetune, rum.RandomLabel(epochs=3, lr=0.1, batch_size=16))
     auto = rum.AutoRUM(rum.Refine(score, 2), candidates, against(planted.oracle), enough=2)
-    one = auto(planted.model, planted.forget, planted.retain, seed=4)
-    again = auto.choose(planted.model, planted.forget, planted.retain, seed=4)
-    assert same(one, again(planted.model, planted.forget, planted.retain, seed=4))
-    assert any(isinstance(step, rum.Finetune | rum.RandomLabel) for step in again.steps)
+    chosen, one = auto.settle(planted.model, planted.forget, planted.retain, seed=4)
+    assert same(one, chosen(planted.model, planted.forget, planted.retain, seed=4))
+    assert same(one, auto(planted.model, planted.forget, planted.retain, seed=4))
+    assert any(isinstance(step, rum.Finetune | rum.RandomLabel) for step in chosen.steps)
 
 
 def test_a_spent_budget_ends_the_search(planted, score):
@@ -136,7 +136,7 @@ def test_the_order_with_the_best_end_is_taken(planted, score):
         return float(score.of(forget)[0] < score.of(forget)[-1])
 
     auto = rum.AutoRUM(rum.Refine(score, 2), (finetune,), first_is, orders=((1, 0), (0, 1)), enough=2)
-    assert auto.choose(planted.model, planted.forget, planted.retain).order == (0, 1)
+    assert auto.settle(planted.model, planted.forget, planted.retain)[0].order == (0, 1)
 
 
 @pytest.mark.parametrize("bad, match", [
@@ -165,7 +165,7 @@ def test_the_twin_is_unseen_by_its_oracle_and_like_the_forget_set(planted, score
     for c in range(3):
         assert (gone.y == c).sum() <= (forget.y == c).sum()
     unlearned = calibrated(planted.model, forget, retain, seed=1)
-    chosen = calibrated.choose(planted.model, forget, retain, seed=1)
+    chosen, _ = calibrated.settle(planted.model, forget, retain, seed=1)
     assert same(unlearned, chosen(planted.model, forget, retain, seed=1))
 
 

@@ -226,6 +226,75 @@ def plain(model, forget, retain, *, seed=0):
     return model
 
 
+@dataclass(frozen=True)
+class Needs(rum.Finetune):
+    """Fails until a file is there, as for a lack of memory; then counts its runs in it."""
+
+    path: str = ""
+
+    def __call__(self, model, forget, retain, *, seed=0, only=None):
+        if not Path(self.path).exists():
+            raise RuntimeError("out of memory")
+        with open(self.path, "a") as file:
+            file.write("x")
+        return super().__call__(model, forget, retain, seed=seed)
+
+
+def test_the_finished_steps_of_a_rum_outlive_a_failing_one(study, tmp_path):
+    fields = dict(epochs=1, lr=0.1, batch_size=32)
+    first, second = (Needs(path=str(tmp_path / name), **fields) for name in ("first", "second"))
+    forget, meta = forget_set(study, 0), rum.RUM(rum.Refine(study.score, 2), (first, second))
+    (tmp_path / "first").touch()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="out of memory") as raised:
+            study.unlearn([rum.Cell(forget, meta, 0)])
+        assert "in step 2 of 2" in "".join(raised.value.__notes__)
+    (tmp_path / "second").touch()
+    row = study.unlearn([rum.Cell(forget, meta, 0)]).iloc[0]
+    assert (tmp_path / "first").read_text() == "x"           # once, and then read back
+    undisturbed = open_study(tmp_path / "other").unlearn([rum.Cell(forget, meta, 0)]).iloc[0]
+    same = ["tow", "tow_mia", "forget", "retain", "test", "examples"]
+    assert row[same].tolist() == undisturbed[same].tolist()
+
+
+def test_a_rum_is_watched_step_by_step(study):
+    forget, meta = forget_set(study, 0), rum.RUM(rum.Refine(study.score, 2), (relabel, finetune), order=(1, 0))
+    rows = study.watch([rum.Cell(forget, meta, 1, {"way": "mine"})])
+    found = {(row.step, row.of): row.accuracy for row in rows.itertuples()}
+    gone, kept = study.split(forget)
+    parts, models = meta.refine(gone), [study.model(1)]
+    models += [stage.model for stage in meta.stages(study.model(1), gone, kept, seed=1)]
+    sets = {"part 0": parts[0], "part 1": parts[1], "retain": kept, "test": study.test}
+    assert found == {(k, name): rum.accuracy(model, part) for k, model in enumerate(models)
+                     for name, part in sets.items()}
+    assert rows[rows["of"] == "test"]["part"].tolist()[1:] == [1, 0]
+    oracle = study.retrained(forget, 1)[0]
+    assert rows.set_index("of")["oracle"]["part 1"].tolist() == [rum.accuracy(oracle, parts[1])] * 3
+
+
+def test_a_chosen_rum_is_in_the_row(study):
+    auto = rum.AutoRUM(rum.Refine(study.score, 2), (finetune,), rum.Memorized(study.score), enough=2)
+    row = study.unlearn([rum.Cell(forget_set(study, 0), auto, 0)]).iloc[0]
+    assert row["order"] == [1, 0] and set(row["chosen"]) <= {repr(finetune), repr(rum.Keep())}
+
+
+def test_requests_come_one_after_the_other(study):
+    """Retraining after each request, at the seed of its place, is what the oracle of another seed is compared with."""
+    forgets = [forget_set(study, k, f"request {k}") for k in range(3)]
+    judge = rum.Memorized(study.score)
+    rows = study.stream(forgets, {"never": (rum.Keep(), None), "always": (rum.Keep(), 1), "second": (rum.Keep(), 2),
+                                  "low": (rum.Keep(), (judge, 0.0)), "high": (rum.Keep(), (judge, 1.1))}, seeds=[0])
+    renewed = rows.groupby("way")["renewed"].apply(list)
+    assert renewed.to_dict() == {"never": [False] * 3, "always": [True] * 3, "second": [False, True, False],
+                                 "low": [False] * 3, "high": [True] * 3}
+    _, rest = study.train.split(torch.isin(study.train.index, torch.cat([forget.index for forget in forgets])))
+    left = rest + study.split(forgets[2])[0]                 # the third is still known
+    retrained = rum.fit(study.profile.make_model, left, study.profile.recipe, seed=1)
+    second = rows[(rows["way"] == "always") & (rows["request"] == 2)].iloc[0]
+    assert second["retain"] == rum.accuracy(retrained, left) and second["test"] == rum.accuracy(retrained, study.test)
+    assert rows[rows["way"] == "never"]["examples"].tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize("algorithm", [
     lambda model, forget, retain, *, seed: model,
     plain,
