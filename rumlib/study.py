@@ -88,6 +88,12 @@ class ForgetSet:
         return f"ForgetSet({self.name!r}, n={len(self)}, {self.digest})"
 
 
+def union(forgets: Iterable[ForgetSet]) -> ForgetSet:
+    """All that is in any of the forget sets."""
+    forgets = list(forgets)
+    return ForgetSet(" + ".join(forget.name for forget in forgets), torch.cat([f.index for f in forgets]).unique())
+
+
 @dataclass(frozen=True, eq=False)
 class Cell:
     """One unlearning run: which set, by what, with which seed; `labels` are columns of its row."""
@@ -280,9 +286,8 @@ class Study:
                                   renew=due if renew else None):
                 seen.append((request, spent.examples))
         for k, (request, examples) in enumerate(seen):
-            oracle = fit(self.profile.make_model, request.retain, self.profile.recipe, seed=seed)
-            found, reference = (evaluate(model, request.gone, request.retain, self.test)
-                                for model in (request.model, oracle))
+            found = evaluate(request.model, request.gone, request.retain, self.test)
+            reference = self.retrained(union(forgets[:k + 1]), seed)[1]
             rows.append({"request": k + 1, "renewed": request.renewed, "examples": examples, **asdict(found),
                          **tow_between(found, reference), "oracle_test": reference.test})
         return {"rows": rows}
@@ -442,8 +447,10 @@ class Study:
     def stream(self, forgets: Iterable[ForgetSet], ways: Mapping[str, tuple], seeds: Iterable[int]) -> pd.DataFrame:
         """Requests for deletion one after the other; `ways` maps a label to (algorithm, when to retrain, see
         `requests`). One row for each way, seed and request."""
-        forgets, tasks = tuple(forgets), [(way, seed) for way in ways for seed in seeds]
-        self.originals({seed: None for _, seed in tasks})
+        forgets, seeds = tuple(forgets), list(seeds)
+        tasks = [(way, seed) for way in ways for seed in seeds]
+        self.originals(seeds)
+        self.oracles([union(forgets[:k + 1]) for k in range(len(forgets))], seeds)
         found = self._all(Study.requests, [(forgets, ways[way][0], seed, ways[way][1]) for way, seed in tasks],
                           "requests")
         return pd.DataFrame([{"way": way, "seed": seed, **row} for (way, seed), one in zip(tasks, found, strict=True)
