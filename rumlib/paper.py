@@ -37,10 +37,11 @@ def execute(name: str, home: Path) -> None:
             progress_bar={"desc": source.stem, "unit": " cells", "leave": False, "position": place})
         print(f"{source.stem:<16} {time.perf_counter() - start:6.1f} s", flush=True)
 
-    sources = sorted((home / "notebooks").glob("[0-9]*.ipynb"))
+    *sources, last = sorted((home / "notebooks").glob("[0-9]*.ipynb"))
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         for done in [pool.submit(one, place, source) for place, source in enumerate(sources)]:
             done.result()
+    one(0, last)                                             # it gathers what the others have written
     print(f"Executed notebooks: {folder}/   figures and tables: {home / 'figures' / name}/")
 
 
