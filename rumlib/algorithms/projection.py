@@ -75,9 +75,11 @@ class ClassProjection:
             if not values or not all(isinstance(v, int | float) and 0 < v < inf for v in values):
                 raise ValueError(f"{name} must be a positive number, or a tuple of such to search; "
                                  f"got {getattr(self, name)!r}")
-        for name in ("samples", "rows", "scored", "chunk"):
+        if self.chunk < 1:
+            raise ValueError(f"chunk must be at least 1; got {self.chunk}")
+        for name in ("samples", "rows", "scored"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 1, or None for all; got {getattr(self, name)}")
         if self.granularity not in ("classes", "examples"):
             raise ValueError(f'granularity must be "classes" or "examples"; got {self.granularity!r}')
 
