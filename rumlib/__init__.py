@@ -10,6 +10,7 @@ from rumlib.algorithms import (
     BadTeacher,
     BoundaryExpand,
     BoundaryShrink,
+    ClassProjection,
     Finetune,
     Fisher,
     InfluenceUnlearning,
@@ -22,26 +23,32 @@ from rumlib.algorithms import (
     Retrain,
     SalUn,
     Scrub,
+    separability,
     xent,
 )
 from rumlib.choose import AutoRUM, Calibrated, HeldOut, JensenShannon, Memorized
-from rumlib.data import Examples, label_hash, load
+from rumlib.data import Examples, gaussians, label_hash, load
 from rumlib.metrics import (
     acceleration,
     accuracies,
     attack_feature,
+    class_accuracies,
+    class_mia,
+    confusion,
     disagreement,
     disagreements,
     evaluate,
+    flops,
     mia_gap,
     svc_mia,
     tow,
     tow_from_accuracies,
     tow_mia,
+    ulira,
     weight_cosine,
     weight_distance,
 )
-from rumlib.models import build, describe, mlp, resnet18, small_resnet
+from rumlib.models import build, describe, mlp, resnet18, small_resnet, vgg16_bn, vit_tiny
 from rumlib.profiles import Profile, profile
 from rumlib.rows import contrast, summarise, tow_between
 from rumlib.rum import RUM, Refine, Shuffled, stream
@@ -64,12 +71,13 @@ from rumlib.train import Recipe, accuracy, cost, features, fit, fit_many, predic
 from rumlib.tune import tuned
 
 __all__ = ["PROXIES", "RUM", "SSD", "UNSIR", "Algorithm", "AutoRUM", "BadTeacher", "BoundaryExpand", "BoundaryShrink",
-           "Calibrated", "Cell", "Curvature", "Examples", "Finetune", "Fisher", "ForgetSet", "HeldOut",
-           "InfluenceUnlearning", "JensenShannon", "Keep", "L1Sparse", "LastLayers", "Memorized", "NegGrad",
-           "NegGradPlus", "Profile", "RandomLabel", "Recipe", "Refine", "Retrain", "SalUn", "Score", "Scrub",
-           "Shuffled", "Study", "Trace", "acceleration", "accuracies", "accuracy", "attack_feature", "bands", "build",
-           "contrast", "cost", "describe", "disagreement", "disagreements", "entanglement", "evaluate", "features",
-           "fit", "fit_many", "label_hash", "load", "matched", "memorization", "memorization_from", "mia_gap", "mlp",
-           "mmd", "neighbours", "predict", "profile", "proxy", "resnet18", "small_resnet", "stream", "summarise",
-           "svc_mia", "tow", "tow_between", "tow_from_accuracies", "tow_mia", "tuned", "vary", "weight_cosine",
-           "weight_distance", "xent"]
+           "Calibrated", "Cell", "ClassProjection", "Curvature", "Examples", "Finetune", "Fisher", "ForgetSet",
+           "HeldOut", "InfluenceUnlearning", "JensenShannon", "Keep", "L1Sparse", "LastLayers", "Memorized",
+           "NegGrad", "NegGradPlus", "Profile", "RandomLabel", "Recipe", "Refine", "Retrain", "SalUn", "Score",
+           "Scrub", "Shuffled", "Study", "Trace", "acceleration", "accuracies", "accuracy", "attack_feature", "bands",
+           "build", "class_accuracies", "class_mia", "confusion", "contrast", "cost", "describe", "disagreement",
+           "disagreements", "entanglement", "evaluate", "features", "fit", "fit_many", "flops", "gaussians",
+           "label_hash", "load", "matched", "memorization", "memorization_from", "mia_gap", "mlp", "mmd",
+           "neighbours", "predict", "profile", "proxy", "resnet18", "separability", "small_resnet", "stream",
+           "summarise", "svc_mia", "tow", "tow_between", "tow_from_accuracies", "tow_mia", "tuned", "ulira", "vary",
+           "vgg16_bn", "vit_tiny", "weight_cosine", "weight_distance", "xent"]

@@ -2,7 +2,9 @@
 
     train, test = load("digits")             # real 8x8 digits, embedded; noise and flipped labels are known
     train, test = load("cifar10", root=...)  # Parquet or torchvision's files; also cifar100, fashion_mnist, a folder
+    train, test = gaussians()                # points in the plane around four centres, a class each
     forget, retain = train.split(mask)       # mask: True where the point must go
+    forget, retain = train.split_classes(3)  # whole classes
     everything = forget + retain
     train.info["flipped"]                    # planted truth travels with the examples
 """
@@ -100,6 +102,13 @@ class Examples:
             raise ValueError(f"the {empty} set is empty: mask is True for {int(mask.sum())} of {len(self)} examples")
         return self[mask], self[~mask]
 
+    def split_classes(self, *classes: int) -> tuple[Examples, Examples]:
+        """(forget, retain): the examples of these classes, and all others."""
+        known = sorted(set(self.y.tolist()))
+        for unknown in set(classes) - set(known):
+            raise ValueError(f"class {unknown} is not in the data; there are {known}")
+        return self.split(torch.isin(self.y, torch.tensor(classes, dtype=torch.int64, device=self.y.device)))
+
     def to(self, device) -> Examples:
         return Examples(self.x.to(device), self.y.to(device), self.index, self.info, self.names)
 
@@ -186,6 +195,20 @@ def load(name: str, *, root: str | Path | None = None, download: bool = False, c
                 _parquet(parquet[0] / "test.parquet", n=n_test, **select))
     train, test = _torchvision(name, root, download)
     return _part(train, n=n, **select), _part(test, n=n_test, **select)
+
+
+def gaussians(n: int = 1000, n_test: int = 1000, *, spread: float = 0.5, seed: int = 0) -> tuple[Examples, Examples]:
+    """(train, test): points x (4 n, 2) around (1, 1), (1, -1), (-1, 1) and (-1, -1), n and n_test of each class.
+
+    The demonstration of class unlearning in the plane (Kodge, Saha and Roy, TMLR 2024): normal, with standard deviation
+    `spread`. A model for them: ``mlp(shape=(2,), classes=4, hidden=(64, 64, 64, 64), norm=True)``.
+    """
+    if n < 1 or n_test < 1 or spread <= 0:
+        raise ValueError(f"n and n_test must be at least 1 and spread positive; got {n}, {n_test} and {spread}")
+    random = torch.Generator().manual_seed(seed)
+    centres = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    labels = [torch.arange(4 * size) % 4 for size in (n, n_test)]
+    return tuple(Examples(centres[y] + spread * torch.randn(len(y), 2, generator=random), y) for y in labels)
 
 
 def _digits(noise: float, flips: float, seed: int) -> tuple[Examples, Examples]:

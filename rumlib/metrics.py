@@ -9,14 +9,19 @@
     accuracies(model, {"validation": v, "low": low})         # of any named sets; disagreements(a, b, sets) likewise
     weight_distance(a, b), weight_cosine(a, b)               # in the space of weights
     acceleration(spent, reference)                           # how many times cheaper than retraining
+    class_accuracies(model, test, [3])                       # of forgotten classes and the others
+    class_mia(model, forget, retain, test); ulira(...)       # attacks on forgotten classes
+    confusion(model, test)                                   # which class inherits a forgotten one
+    flops(algorithm, model, forget, retain)                  # floating-point operations of a call
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, nan
+from math import inf, nan, prod
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -202,3 +207,124 @@ def _called_nonmember(members: Tensor, nonmembers: Tensor, target: Tensor, seed:
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     machine = SVC(C=3, gamma="auto", kernel="rbf").fit(x[order].view(len(x), -1).numpy(), label[order].numpy())
     return float(1 - machine.predict(target.view(len(target), -1).numpy()).mean())
+
+
+# -- Whole classes ----------------------------------------------------------------------------------------------------
+
+
+def class_accuracies(model: nn.Module, examples: Examples, forgotten: Iterable[int]) -> dict[str, float]:
+    """Accuracy on the examples of the forgotten classes and on all others, "forget" and "retain": ACC_f and ACC_r."""
+    forget, retain = examples.split_classes(*forgotten)
+    return accuracies(model, {"retain": retain, "forget": forget})
+
+
+def class_mia(model: nn.Module, forget: Examples, retain: Examples, test: Examples, *, seed: int = 0) -> float:
+    """Share of the test images of forgotten classes that an attacker calls forgotten, in [0, 1]; higher is better.
+
+    The attacker of `svc_mia` knows by their confidence the training images, retained (members) and forgotten
+    (non-members). Near 1 for a retrained model, near 0 for the original (Kodge, Saha and Roy, TMLR 2024, section 5).
+    """
+    gone = torch.isin(test.y, forget.y)
+    if not gone.any():
+        raise ValueError(f"the test set has no image of the forgotten classes {forget.y.unique().tolist()}")
+    return svc_mia(model, members=retain, nonmembers=forget, target=test[gone], seed=seed)
+
+
+def confusion(model: nn.Module, examples: Examples, *, normalize: str | None = None) -> pd.DataFrame:
+    """How many examples of each class (rows) are given which class (columns), by name if the classes have names.
+
+    normalize: as in scikit-learn; "true": shares of each row.
+    """
+    from sklearn.metrics import confusion_matrix
+
+    logits = predict(model, examples)
+    classes = range(logits.shape[1])
+    counts = confusion_matrix(examples.y.cpu(), logits.argmax(1), labels=classes, normalize=normalize)
+    names = examples.names if len(examples.names) == len(classes) else classes
+    return pd.DataFrame(counts, pd.Index(names, name="class"), pd.Index(names, name="given"))
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What the attack `ulira` reaches on a pair of models that it has not seen, and on a target; all in [0, 1].
+
+    auc                of telling unlearned from retrained, 0.5: by chance
+    balanced_accuracy  at the threshold where both errors are equal
+    recall             share of the examples by which the target is called unlearned there
+    """
+
+    auc: float
+    balanced_accuracy: float
+    recall: float
+
+
+def ulira(unlearned: Sequence[nn.Module], retrained: Sequence[nn.Module], target: nn.Module,
+          examples: Examples) -> Likelihood:
+    """Tell unlearned from retrained models by a likelihood ratio per example (U-LiRA, Hayes et al., 2024).
+
+    Model k of `unlearned` was trained on all data and unlearned, model k of `retrained` never saw the forget set; the
+    last pair is held out to try the attack on, the others give each example its two normal distributions of log odds
+    (standard deviation at least 1e-6). `examples` are those of the forget set; `target`: a model of neither list.
+    """
+    if len(unlearned) != len(retrained) or len(unlearned) < 3:
+        raise ValueError(f"U-LiRA needs three pairs of models or more, two to fit and one to hold out; got "
+                         f"{len(unlearned)} unlearned and {len(retrained)} retrained models")
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    odds = torch.stack([log_odds(predict(m, examples), examples.y) for m in (*unlearned, *retrained, target)], 1)
+    if not odds.isfinite().all():
+        raise FloatingPointError("a model gives NaN or infinite logits: it cannot be attacked")
+    u, r = odds[:, :-1].chunk(2, dim=1)                                      # (n, pairs) each
+    fitted = [moment for known in (u[:, :-1], r[:, :-1]) for moment in (known.mean(1), known.std(1).clamp(min=1e-6))]
+    held, label = torch.cat([u[:, -1:], r[:, -1:]], 1), torch.tensor([1, 0]).expand(len(u), 2)
+    ratio = log_likelihood_ratio(torch.cat([held, odds[:, -1:]], 1), *fitted)              # (n, 3)
+    score, label = ratio[:, :2].flatten(), label.flatten()
+    fpr, tpr, thresholds = roc_curve(label, score)
+    equal = abs(fpr + tpr - 1).argmin()
+    return Likelihood(auc=float(roc_auc_score(label, score)), balanced_accuracy=float(tpr[equal] + 1 - fpr[equal]) / 2,
+                      recall=(ratio[:, 2] >= thresholds[equal]).double().mean().item())
+
+
+def log_likelihood_ratio(x: Tensor, mean_u: Tensor, std_u: Tensor, mean_r: Tensor, std_r: Tensor) -> Tensor:
+    """log N(x; mean_u, std_u) - log N(x; mean_r, std_r) for x (n, models) and moments (n,), those of each example."""
+    u, r = (torch.distributions.Normal(mean[:, None], std[:, None]) for mean, std in ((mean_u, std_u), (mean_r, std_r)))
+    return u.log_prob(x) - r.log_prob(x)
+
+
+def log_odds(logits: Tensor, y: Tensor) -> Tensor:
+    """(n,) log(p / (1 - p)) of the true class, float64, from the logits and therefore finite where p rounds to 1."""
+    z, y = logits.double(), y.cpu()[:, None]
+    return z.gather(1, y)[:, 0] - z.scatter(1, y, -inf).logsumexp(1)
+
+
+# -- Floating-point operations ----------------------------------------------------------------------------------------
+
+# What torch's counter does not know: a Cholesky factor of d x d, and the solution for n right-hand sides.
+SOLVING = {torch.ops.aten.linalg_cholesky_ex: lambda a, *_, **__: prod(a) * a[-1] // 3,
+           torch.ops.aten.cholesky_solve: lambda b, *_, **__: 2 * prod(b) * b[-2]}
+
+
+def flops(algorithm: Callable, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> int:
+    """Floating-point operations of one call of an algorithm: its matrix products, convolutions and decompositions.
+
+    Two for a multiplication and addition, forward and backward, by torch's counter; d^3 / 3 for a Cholesky factor of
+    d x d, 2 n d^2 to use it on n vectors. Elementwise work (activations, the optimizer) is not counted.
+    """
+    # here: they take a fifth of a second to import
+    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.module_tracker import ModuleTracker
+
+    class Untracked(ModuleTracker):
+        """No account per module: the hooks that it takes break `torch.autograd.grad` by an image (UNSIR)."""
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    counter = FlopCounterMode(display=False, custom_mapping=SOLVING)
+    counter.mod_tracker = Untracked()
+    with counter:
+        algorithm(model, forget, retain, seed=seed)
+    return counter.get_total_flops()

@@ -16,12 +16,17 @@ import torch
 from torch import Tensor, nn
 
 Factory = Callable[[], nn.Module]
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)               # of CIFAR-10's channels
 
 
-def mlp(shape: tuple[int, ...] = (1, 8, 8), classes: int = 10, hidden: tuple[int, ...] = (128,)) -> nn.Module:
-    """Fully connected layers with ReLU between them; inputs in [0, 1] are centred and scaled inside."""
+def mlp(shape: tuple[int, ...] = (1, 8, 8), classes: int = 10, hidden: tuple[int, ...] = (128,),
+        norm: bool = False) -> nn.Module:
+    """Fully connected layers with ReLU between them, and with `norm` BatchNorm before it; inputs in [0, 1], images or
+    rows (shape (d,)), are centred and scaled inside."""
     widths = (prod(shape), *hidden)
-    layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
+    layers = []
+    for a, b in pairwise(widths):
+        layers += [nn.Linear(a, b), *[nn.BatchNorm1d(b)] * norm, nn.ReLU()]
     return nn.Sequential(Normalize(0.3, 0.4), nn.Flatten(), *layers, nn.Linear(widths[-1], classes))
 
 
@@ -39,8 +44,7 @@ def small_resnet(shape: tuple[int, ...] = (3, 16, 16), classes: int = 10,
                                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes)))
 
 
-def resnet18(classes: int = 10, mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465),
-             std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)) -> nn.Module:
+def resnet18(classes: int = 10, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> nn.Module:
     """torchvision's ResNet-18 with the stem for 32x32 images: a 3x3 convolution of stride 1 and no max-pooling.
 
     Inputs in [0, 1] are normalised inside, with CIFAR-10's mean and standard deviation by default.
@@ -54,6 +58,34 @@ def resnet18(classes: int = 10, mean: tuple[float, ...] = (0.4914, 0.4822, 0.446
     return channels_last(nn.Sequential(Normalize(mean, std), network))
 
 
+def vgg16_bn(classes: int = 10, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> nn.Module:
+    """The convolutions of torchvision's VGG-16 with BatchNorm, for 32x32 images, and three layers of 512 units on top.
+
+    Inputs in [0, 1] are normalised inside, with CIFAR-10's mean and standard deviation by default.
+    """
+    from torchvision.models.vgg import cfgs, make_layers
+
+    convolutions = make_layers(cfgs["D"], batch_norm=True)
+    for layer in convolutions:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    top = [layer for _ in range(2) for layer in (nn.Dropout(), nn.Linear(512, 512), nn.ReLU())]
+    return channels_last(nn.Sequential(Normalize(mean, std), convolutions, nn.Flatten(), *top, nn.Linear(512, classes)))
+
+
+def vit_tiny(classes: int = 10, size: int = 32, patch: int = 4, depth: int = 4, width: int = 128, heads: int = 4,
+             mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> nn.Module:
+    """torchvision's vision transformer for small colour images: `depth` blocks over patches of patch x patch pixels.
+
+    Inputs in [0, 1] are normalised inside, with CIFAR-10's mean and standard deviation by default.
+    """
+    from torchvision.models import VisionTransformer
+
+    network = VisionTransformer(image_size=size, patch_size=patch, num_layers=depth, num_heads=heads, hidden_dim=width,
+                                mlp_dim=2 * width, num_classes=classes)
+    return nn.Sequential(Normalize(mean, std), network)
+
+
 def channels_last(model: nn.Module) -> nn.Module:
     """The same model with its convolutions laid out channels-last: 1.2 to 1.7 times faster, on CPUs and GPUs."""
     return model.to(memory_format=torch.channels_last)
@@ -65,8 +97,8 @@ class Normalize(nn.Module):
     def __init__(self, mean: float | tuple[float, ...], std: float | tuple[float, ...]):
         super().__init__()
         # not persistent: two constants of the architecture, not weights
-        self.register_buffer("mean", torch.as_tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.as_tensor(std).view(-1, 1, 1), persistent=False)
+        for name, value in (("mean", torch.as_tensor(mean)), ("std", torch.as_tensor(std))):
+            self.register_buffer(name, value.view(-1, 1, 1) if value.ndim else value, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std

@@ -71,13 +71,15 @@ EVERY = {
     "UNSIR": rum.UNSIR(epochs=4, lr=0.1, **common),
     "BoundaryShrink": rum.BoundaryShrink(epochs=5, lr=0.02, **common),
     "BoundaryExpand": rum.BoundaryExpand(epochs=5, lr=0.02, **common),
+    "ClassProjection": rum.ClassProjection(30.0, 10.0, samples=None, rows=None, granularity="examples"),
+    "ClassProjection sampled": rum.ClassProjection(30.0, 10.0, samples=30, granularity="examples"),
     "CF-1": rum.LastLayers(k=1, epochs=10, lr=0.3, **common),
     "EU-2": rum.LastLayers(k=2, exact=True, epochs=20, lr=0.1, **common),
     "SalUn official": rum.SalUn(relabel, compat="official"),
     "SalUn sigmoid": rum.SalUn(relabel, mask="sigmoid"),
     "SalUn tanh": rum.SalUn(relabel, mask="tanh"),
 }
-DETERMINISTIC = {"InfluenceUnlearning", "InfluenceUnlearning exact", "SSD"}
+DETERMINISTIC = {"InfluenceUnlearning", "InfluenceUnlearning exact", "SSD", "ClassProjection"}
 every = pytest.mark.parametrize("name", EVERY)
 
 

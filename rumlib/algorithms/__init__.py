@@ -8,8 +8,9 @@ from rumlib.algorithms.gradient import Finetune, L1Sparse, NegGrad, NegGradPlus
 from rumlib.algorithms.influence import InfluenceUnlearning
 from rumlib.algorithms.layers import LastLayers
 from rumlib.algorithms.mislead import UNSIR, BadTeacher
+from rumlib.algorithms.projection import ClassProjection, separability
 from rumlib.algorithms.relabel import RandomLabel, SalUn
 
-__all__ = ["SSD", "UNSIR", "Algorithm", "BadTeacher", "BoundaryExpand", "BoundaryShrink", "Finetune", "Fisher",
-           "InfluenceUnlearning", "Keep", "L1Sparse", "LastLayers", "NegGrad", "NegGradPlus", "RandomLabel", "Retrain",
-           "SalUn", "Scrub", "xent"]
+__all__ = ["SSD", "UNSIR", "Algorithm", "BadTeacher", "BoundaryExpand", "BoundaryShrink", "ClassProjection", "Finetune",
+           "Fisher", "InfluenceUnlearning", "Keep", "L1Sparse", "LastLayers", "NegGrad", "NegGradPlus", "RandomLabel",
+           "Retrain", "SalUn", "Scrub", "separability", "xent"]
