@@ -18,10 +18,13 @@ from rumlib.algorithms import (
     LastLayers,
     NegGrad,
     NegGradPlus,
+    RandomK,
     RandomLabel,
+    RandomTopK,
     Retrain,
     SalUn,
     Scrub,
+    TopK,
     xent,
 )
 from rumlib.data import Examples, label_hash, load
@@ -62,12 +65,11 @@ from rumlib.train import Recipe, accuracy, cost, features, fit, fit_many, predic
 from rumlib.tune import tuned
 
 __all__ = ["PROXIES", "RUM", "SSD", "UNSIR", "Algorithm", "BadTeacher", "BoundaryExpand", "BoundaryShrink", "Cell",
-           "Curvature",
-           "Examples", "Finetune", "Fisher", "ForgetSet", "InfluenceUnlearning", "Keep", "L1Sparse", "LastLayers",
-           "NegGrad", "NegGradPlus", "Profile", "RandomLabel", "Recipe", "Refine", "Retrain", "SalUn", "Score", "Scrub",
-           "Shuffled", "Study", "Trace", "acceleration", "accuracies", "accuracy", "attack_feature", "bands", "build",
-           "contrast", "cost", "describe", "disagreement", "disagreements", "entanglement", "evaluate", "features",
-           "fit", "fit_many", "label_hash", "load", "matched", "memorization", "memorization_from", "mia_gap", "mlp",
-           "mmd", "neighbours", "predict", "profile", "proxy", "resnet18", "small_resnet", "summarise", "svc_mia",
-           "tow", "tow_between", "tow_from_accuracies", "tow_mia", "tuned", "vary", "weight_cosine", "weight_distance",
-           "xent"]
+           "Curvature", "Examples", "Finetune", "Fisher", "ForgetSet", "InfluenceUnlearning", "Keep", "L1Sparse",
+           "LastLayers", "NegGrad", "NegGradPlus", "Profile", "RandomK", "RandomLabel", "RandomTopK", "Recipe",
+           "Refine", "Retrain", "SalUn", "Score", "Scrub", "Shuffled", "Study", "TopK", "Trace", "acceleration",
+           "accuracies", "accuracy", "attack_feature", "bands", "build", "contrast", "cost", "describe", "disagreement",
+           "disagreements", "entanglement", "evaluate", "features", "fit", "fit_many", "label_hash", "load", "matched",
+           "memorization", "memorization_from", "mia_gap", "mlp", "mmd", "neighbours", "predict", "profile", "proxy",
+           "resnet18", "small_resnet", "summarise", "svc_mia", "tow", "tow_between", "tow_from_accuracies", "tow_mia",
+           "tuned", "vary", "weight_cosine", "weight_distance", "xent"]
