@@ -67,17 +67,19 @@ from rumlib.scores import (
     neighbours,
     proxy,
 )
+from rumlib.spdgan import SPDGAN, Degree, Shift, probes, unlearning_degree
 from rumlib.study import Cell, ForgetSet, Study, contrast, summarise, tow_between, vary
 from rumlib.train import Recipe, accuracy, cost, features, fit, fit_many, predict
 from rumlib.tune import tuned
 
-__all__ = ["PROXIES", "RUM", "SSD", "UNSIR", "Algorithm", "BadTeacher", "BoundaryExpand", "BoundaryShrink", "Cell",
-           "Curvature", "Examples", "Finetune", "Fisher", "ForgetSet", "InfluenceUnlearning", "Keep", "L1Sparse",
-           "LastLayers", "NegGrad", "NegGradPlus", "Profile", "RandomK", "RandomLabel", "RandomTopK", "Recipe",
-           "Refine", "Retrain", "SalUn", "Score", "Scrub", "Shuffled", "Study", "TopK", "Trace", "acceleration",
-           "accuracies", "accuracy", "analytic_acceleration", "attack_feature", "bands", "build", "contrast", "cost",
-           "describe", "disagreement", "disagreements", "entanglement", "evaluate", "features", "fit", "fit_many",
-           "forgetting_rate", "forgetting_rate_calibrated", "forgetting_rate_mia", "label_hash", "load", "matched",
-           "memorization", "memorization_from", "mia_gap", "mlp", "mmd", "neighbours", "overlap", "predict", "profile",
-           "proxy", "resnet18", "retention", "similarity", "small_resnet", "summarise", "svc_mia", "tow", "tow_between",
-           "tow_from_accuracies", "tow_mia", "tuned", "vary", "weight_cosine", "weight_distance", "xent"]
+__all__ = ["PROXIES", "RUM", "SPDGAN", "SSD", "UNSIR", "Algorithm", "BadTeacher", "BoundaryExpand", "BoundaryShrink",
+           "Cell", "Curvature", "Degree", "Examples", "Finetune", "Fisher", "ForgetSet", "InfluenceUnlearning", "Keep",
+           "L1Sparse", "LastLayers", "NegGrad", "NegGradPlus", "Profile", "RandomK", "RandomLabel", "RandomTopK",
+           "Recipe", "Refine", "Retrain", "SalUn", "Score", "Scrub", "Shift", "Shuffled", "Study", "TopK", "Trace",
+           "acceleration", "accuracies", "accuracy", "analytic_acceleration", "attack_feature", "bands", "build",
+           "contrast", "cost", "describe", "disagreement", "disagreements", "entanglement", "evaluate", "features",
+           "fit", "fit_many", "forgetting_rate", "forgetting_rate_calibrated", "forgetting_rate_mia", "label_hash",
+           "load", "matched", "memorization", "memorization_from", "mia_gap", "mlp", "mmd", "neighbours", "overlap",
+           "predict", "probes", "profile", "proxy", "resnet18", "retention", "similarity", "small_resnet", "summarise",
+           "svc_mia", "tow", "tow_between", "tow_from_accuracies", "tow_mia", "tuned", "unlearning_degree", "vary",
+           "weight_cosine", "weight_distance", "xent"]

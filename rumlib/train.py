@@ -6,7 +6,7 @@
     with cost() as spent: ...                                      # examples, steps, seconds, passes of all training
 
 There is one training loop in this library, `descend`. Pretraining, subset models and every unlearning algorithm are
-a stream of batches and a loss given to it.
+a stream of batches and a loss given to it. (The generator of `rumlib.spdgan`, two networks in turns, has its own.)
 """
 
 from __future__ import annotations
@@ -319,16 +319,24 @@ def accuracy(model: nn.Module, examples: Examples) -> float:
 
 def features(model: nn.Module, examples: Examples, *, layer: nn.Module | None = None, chunk: int = 1024) -> Tensor:
     """Penultimate embedding (n, d), float32, eval mode: the input of the last linear layer, or of `layer`."""
+    weight = next(model.parameters())
+    with evaluating(model), torch.no_grad():
+        return torch.cat([embed(model, as_input(x, weight), layer=layer).float().cpu()
+                          for x in examples.x.split(chunk)])
+
+
+def embed(model: nn.Module, x: Tensor, *, layer: nn.Module | None = None) -> Tensor:
+    """The same (batch, d) for images as a model sees them, differentiable and in the mode that the model is in."""
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if layer is None and not linear:
         raise ValueError("the model has no nn.Linear layer; name the layer whose input is the embedding, layer=...")
     seen: list[Tensor] = []
-    hook = (layer or linear[-1]).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(1).cpu()))
+    hook = (layer or linear[-1]).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(1)))
     try:
-        predict(model, examples, chunk=chunk)
+        model(x)
     finally:
         hook.remove()
-    return torch.cat(seen)
+    return seen[0]
 
 
 @contextlib.contextmanager
