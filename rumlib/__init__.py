@@ -25,6 +25,7 @@ from rumlib.algorithms import (
     SalUn,
     Scrub,
     TopK,
+    layers_reached,
     xent,
 )
 from rumlib.data import Examples, label_hash, load
@@ -79,7 +80,7 @@ __all__ = ["PROXIES", "RUM", "SPDGAN", "SSD", "UNSIR", "Algorithm", "BadTeacher"
            "acceleration", "accuracies", "accuracy", "analytic_acceleration", "attack_feature", "bands", "build",
            "contrast", "cost", "describe", "disagreement", "disagreements", "entanglement", "evaluate", "features",
            "fit", "fit_many", "forgetting_rate", "forgetting_rate_calibrated", "forgetting_rate_mia", "label_hash",
-           "load", "matched", "memorization", "memorization_from", "mia_gap", "mlp", "mmd", "neighbours", "overlap",
-           "predict", "probes", "profile", "proxy", "resnet18", "retention", "similarity", "small_resnet", "summarise",
-           "svc_mia", "tow", "tow_between", "tow_from_accuracies", "tow_mia", "tuned", "unlearning_degree", "vary",
-           "weight_cosine", "weight_distance", "xent"]
+           "layers_reached", "load", "matched", "memorization", "memorization_from", "mia_gap", "mlp", "mmd",
+           "neighbours", "overlap", "predict", "probes", "profile", "proxy", "resnet18", "retention", "similarity",
+           "small_resnet", "summarise", "svc_mia", "tow", "tow_between", "tow_from_accuracies", "tow_mia", "tuned",
+           "unlearning_degree", "vary", "weight_cosine", "weight_distance", "xent"]

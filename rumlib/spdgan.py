@@ -191,6 +191,8 @@ def spread(model: nn.Module, examples: Examples) -> float:
 def check(examples: Examples) -> None:
     """Refuse what cannot be shifted."""
     x = examples.x
+    if not len(x):
+        raise ValueError("there is nothing to shift: the set is empty")
     if x.ndim != 4 or min(x.shape[2:]) < 8:
         raise ValueError(f"images (n, channels, height, width) of at least 8x8 can be shifted; got {tuple(x.shape)}")
     if x.is_floating_point() and not 0 <= x.min() <= x.max() <= 1:

@@ -8,9 +8,9 @@ from rumlib.algorithms.gradient import Finetune, L1Sparse, NegGrad, NegGradPlus
 from rumlib.algorithms.influence import InfluenceUnlearning
 from rumlib.algorithms.layers import LastLayers
 from rumlib.algorithms.mislead import UNSIR, BadTeacher
-from rumlib.algorithms.perturb import RandomK, RandomTopK, TopK
+from rumlib.algorithms.perturb import RandomK, RandomTopK, TopK, layers_reached
 from rumlib.algorithms.relabel import RandomLabel, SalUn
 
 __all__ = ["SSD", "UNSIR", "Algorithm", "BadTeacher", "BoundaryExpand", "BoundaryShrink", "Finetune", "Fisher",
            "InfluenceUnlearning", "Keep", "L1Sparse", "LastLayers", "NegGrad", "NegGradPlus", "RandomK", "RandomLabel",
-           "RandomTopK", "Retrain", "SalUn", "Scrub", "TopK", "xent"]
+           "RandomTopK", "Retrain", "SalUn", "Scrub", "TopK", "layers_reached", "xent"]

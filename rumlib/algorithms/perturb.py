@@ -116,6 +116,8 @@ class Perturbation(Algorithm):
     def candidates(self, model: nn.Module) -> tuple[Tensor, list[int]]:
         """(P,) bool, which weights can be chosen, and the sizes of the groups in which they are ranked."""
         weights, layer = trainable(model), layer_of(model)
+        if not weights:
+            raise ValueError("all parameters are frozen (requires_grad is False): there is nothing to choose from")
         first = 0 if self.last is None else len(layers(model)) - self.last
         if first < 0:
             raise ValueError(f"last={self.last} layers were to be perturbed; the model has {len(layers(model))}")
