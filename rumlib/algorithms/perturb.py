@@ -102,13 +102,13 @@ class Perturbation(Algorithm):
         trainable parameters, each flattened, in their order. Raises ValueError if there are fewer than k."""
         accept(model, forget, retain)
         may, sizes = self.candidates(model)
-        count = self.amount(int(may.sum()))
+        count = self.amount(int(may.count_nonzero()))
         with seeded(seed, type(self).__name__, "selection") as random, evaluating(model):
             values = self.values(model, forget, retain).float().cpu()
-            if not values.isfinite().all():
+            if not values.max().isfinite():                  # which NaN is not, and no copy is made
                 raise FloatingPointError("the gradients of the model are not finite: nothing can be chosen by them")
             values[~may] = -1
-            allowed = [int(part.sum()) for part in may.split(sizes)]
+            allowed = [int(part.count_nonzero()) for part in may.split(sizes)]
             starts = accumulate(sizes, initial=0)
             return torch.cat([start + self.choose(part, n, random) for start, part, n in
                               zip(starts, values.split(sizes), shares(count, allowed), strict=False)])
@@ -287,7 +287,7 @@ class RandomTopK(TopK):
                              f"mix={self.mix}")
 
     def choose(self, values, n, random):
-        allowed = int((values >= 0).sum())
+        allowed = int((values >= 0).count_nonzero())
         if self.mix is None:
             return draw(top(values, min(round(self.factor * n), allowed)), n, random)
         first = top(values, round(self.mix * n))
