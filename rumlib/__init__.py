@@ -19,10 +19,14 @@ from rumlib.algorithms import (
     LastLayers,
     NegGrad,
     NegGradPlus,
+    RandomK,
     RandomLabel,
+    RandomTopK,
     Retrain,
     SalUn,
     Scrub,
+    TopK,
+    layers_reached,
     separability,
     xent,
 )
@@ -31,6 +35,7 @@ from rumlib.data import Examples, gaussians, label_hash, load
 from rumlib.metrics import (
     acceleration,
     accuracies,
+    analytic_acceleration,
     attack_feature,
     class_accuracies,
     class_mia,
@@ -39,7 +44,13 @@ from rumlib.metrics import (
     disagreements,
     evaluate,
     flops,
+    forgetting_rate,
+    forgetting_rate_calibrated,
+    forgetting_rate_mia,
     mia_gap,
+    overlap,
+    retention,
+    similarity,
     svc_mia,
     tow,
     tow_from_accuracies,
@@ -66,18 +77,22 @@ from rumlib.scores import (
     neighbours,
     proxy,
 )
+from rumlib.spdgan import SPDGAN, Degree, Shift, probes, unlearning_degree
 from rumlib.study import Cell, ForgetSet, Study, vary
 from rumlib.train import Recipe, accuracy, cost, features, fit, fit_many, predict
 from rumlib.tune import tuned
 
-__all__ = ["PROXIES", "RUM", "SSD", "UNSIR", "Algorithm", "AutoRUM", "BadTeacher", "BoundaryExpand", "BoundaryShrink",
-           "Calibrated", "Cell", "ClassProjection", "Curvature", "Examples", "Finetune", "Fisher", "ForgetSet",
-           "HeldOut", "InfluenceUnlearning", "JensenShannon", "Keep", "L1Sparse", "LastLayers", "Memorized",
-           "NegGrad", "NegGradPlus", "Profile", "RandomLabel", "Recipe", "Refine", "Retrain", "SalUn", "Score",
-           "Scrub", "Shuffled", "Study", "Trace", "acceleration", "accuracies", "accuracy", "attack_feature", "bands",
-           "build", "class_accuracies", "class_mia", "confusion", "contrast", "cost", "describe", "disagreement",
-           "disagreements", "entanglement", "evaluate", "features", "fit", "fit_many", "flops", "gaussians",
-           "label_hash", "load", "matched", "memorization", "memorization_from", "mia_gap", "mlp", "mmd",
-           "neighbours", "predict", "profile", "proxy", "resnet18", "separability", "small_resnet", "stream",
-           "summarise", "svc_mia", "tow", "tow_between", "tow_from_accuracies", "tow_mia", "tuned", "ulira", "vary",
-           "vgg16_bn", "vit_tiny", "weight_cosine", "weight_distance", "xent"]
+__all__ = ["PROXIES", "RUM", "SPDGAN", "SSD", "UNSIR", "Algorithm", "AutoRUM", "BadTeacher", "BoundaryExpand",
+           "BoundaryShrink", "Calibrated", "Cell", "ClassProjection", "Curvature", "Degree", "Examples", "Finetune",
+           "Fisher", "ForgetSet", "HeldOut", "InfluenceUnlearning", "JensenShannon", "Keep", "L1Sparse", "LastLayers",
+           "Memorized", "NegGrad", "NegGradPlus", "Profile", "RandomK", "RandomLabel", "RandomTopK", "Recipe",
+           "Refine", "Retrain", "SalUn", "Score", "Scrub", "Shift", "Shuffled", "Study", "TopK", "Trace",
+           "acceleration", "accuracies", "accuracy", "analytic_acceleration", "attack_feature", "bands", "build",
+           "class_accuracies", "class_mia", "confusion", "contrast", "cost", "describe", "disagreement",
+           "disagreements", "entanglement", "evaluate", "features", "fit", "fit_many", "flops", "forgetting_rate",
+           "forgetting_rate_calibrated", "forgetting_rate_mia", "gaussians", "label_hash", "layers_reached", "load",
+           "matched", "memorization", "memorization_from", "mia_gap", "mlp", "mmd", "neighbours", "overlap",
+           "predict", "probes", "profile", "proxy", "resnet18", "retention", "separability", "similarity",
+           "small_resnet", "stream", "summarise", "svc_mia", "tow", "tow_between", "tow_from_accuracies", "tow_mia",
+           "tuned", "ulira", "unlearning_degree", "vary", "vgg16_bn", "vit_tiny", "weight_cosine", "weight_distance",
+           "xent"]

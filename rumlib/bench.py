@@ -7,10 +7,15 @@ The table goes to figures/bench/.
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import platform
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -19,13 +24,14 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from rumlib.algorithms import Algorithm, InfluenceUnlearning, SalUn
-from rumlib.data import load
-from rumlib.models import build, small_resnet
+from rumlib.algorithms import Algorithm, InfluenceUnlearning, SalUn, TopK
+from rumlib.data import Examples, load
+from rumlib.models import build, resnet18, small_resnet
 from rumlib.profiles import LAPTOP
 from rumlib.scores import Trace, bank
+from rumlib.spdgan import SPDGAN
 from rumlib.study import find_home, vary
-from rumlib.train import Recipe, fit
+from rumlib.train import Recipe, fit, predict
 
 
 def seconds(*ways: Callable[[], object], rounds: int = 3) -> list[float]:
@@ -71,8 +77,44 @@ def one_at_a_time(model, forget, retain, alpha: float, samples: int, n: int) -> 
     return torch.cat([p.detach().flatten() for p in weights]) + alpha * k
 
 
+def photographs(n: int) -> tuple[torch.nn.Module, Examples]:
+    """A ResNet-18 of 11 million weights, untrained, and n random images for it."""
+    x = torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return build(resnet18, 0).eval(), Examples(x, torch.arange(n) % 10)
+
+
+def gradient_pass(model: torch.nn.Module, examples: Examples) -> None:
+    """The mean gradient of all weights, in one batch."""
+    F.cross_entropy(model(examples.x), examples.y).backward()
+    model.zero_grad()
+
+
+def high_water(select: bool) -> int:
+    """Bytes that this process held at most, after it asked a ResNet-18 about two images or also chose among its
+    weights."""
+    torch.set_num_threads(1)
+    model, examples = photographs(2)
+    predict(model, examples)
+    if select:
+        TopK().select(model, examples, examples)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def selection_memory() -> float:
+    """What Top-K takes to choose among the weights of a ResNet-18, gradients included, in units of these weights."""
+    spawn = multiprocessing.get_context("spawn")
+    found = []
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"           # glibc: what is freed is given back at once
+    for select in (False, True):                             # a process each: the mark never falls
+        with ProcessPoolExecutor(1, mp_context=spawn) as process:
+            found.append(process.submit(high_water, select).result())
+    del os.environ["MALLOC_MMAP_THRESHOLD_"]
+    return (found[1] - found[0]) / sum(4 * p.numel() for p in build(resnet18, 0).parameters())
+
+
 def main() -> None:
     torch.set_num_threads(1)
+    memory = selection_memory()                              # first: a child's mark starts at that of its parent
     p = LAPTOP
     train, _ = load(p.data, **p.options)
     rows = []
@@ -118,6 +160,16 @@ def main() -> None:
     watched, plainly = seconds(lambda: fit(p.make_model, train, p.recipe, trace=Trace(train)),
                                lambda: fit(p.make_model, train, p.recipe), rounds=9)
     row("training with four proxies against training alone", watched, plainly, "s/model")
+
+    large, photos = photographs(32)
+    ours, theirs = seconds(lambda: TopK().select(large, photos, photos), lambda: gradient_pass(large, photos))
+    row("Top-K's choice in a ResNet-18 against one gradient pass", ours, theirs, "s/32 images")
+    row("its peak memory against three times the weights", memory, 3.0, "sets of weights")
+
+    forget, retain = train.split(torch.arange(len(train)) < 390)
+    start = time.perf_counter()
+    SPDGAN()(model, fit(p.make_model, retain, p.recipe, seed=1), forget, quiet=True)
+    row("SPD-GAN on 390 digits, reference included, against 60 s", time.perf_counter() - start, 60.0, "s")
 
     folder = find_home() / "figures" / "bench"
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,11 +18,12 @@ from typing import NamedTuple
 
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor, nn
+from torch import nn
 
 from rumlib.algorithms import Keep
 from rumlib.algorithms.base import accept
 from rumlib.data import Examples
+from rumlib.metrics import jensen_shannon
 from rumlib.models import Factory
 from rumlib.rum import RUM, check_order, sequence
 from rumlib.scores import Score
@@ -84,15 +85,9 @@ class JensenShannon:
             if not (self.validation.y == c).any():
                 raise ValueError(f"no held-out example of class {c}, which the forget set has")
             p, q = ours[forget.y == c].mean(0), theirs[self.validation.y == c].mean(0)
-            total += int((forget.y == c).sum()) * jensen_shannon(p, q)
+            total += int((forget.y == c).sum()) * jensen_shannon(p, q).item()
         kept = 1 - abs(accuracy(model, retain) - accuracy(original, retain))
         return (1 - total / len(forget) / math.log(2)) * kept
-
-
-def jensen_shannon(p: Tensor, q: Tensor) -> float:
-    """Divergence of two distributions (classes,), in nats: 0 if equal, ln 2 if disjoint."""
-    m = ((p + q) / 2).clamp(min=1e-30)
-    return sum((a * (a.clamp(min=1e-30) / m).log()).sum().item() for a in (p, q)) / 2
 
 
 def _near(model: nn.Module, original: nn.Module, forget: Examples, retain: Examples, expected: float) -> float:

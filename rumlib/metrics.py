@@ -13,13 +13,15 @@
     class_mia(model, forget, retain, test); ulira(...)       # attacks on forgotten classes
     confusion(model, test)                                   # which class inherits a forgotten one
     flops(algorithm, model, forget, retain)                  # floating-point operations of a call
+    forgetting_rate(a, a_u), retention(a, a_u)               # of accuracies, from the original to the unlearned model
+    similarity(a, b, examples)                               # of predictions, 1: the same
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, nan, prod
+from math import inf, log, nan, prod
 
 import pandas as pd
 import torch
@@ -87,9 +89,7 @@ def tow_mia(unlearned: nn.Module, retrained: nn.Module, forget: Examples, retain
 
 def tow_from_accuracies(*, unlearned: tuple[float, float, float], retrained: tuple[float, float, float]) -> float:
     """ToW from accuracies (forget, retain, test), or (mia, retain, test) for ToW-MIA, given as fractions."""
-    for value in (*unlearned, *retrained):
-        if not 0 <= value <= 1:
-            raise ValueError(f"accuracies must be fractions in [0, 1]; got {value}. Divide percentages by 100")
+    _fractions(*unlearned, *retrained)
     dS, dR, dT = (abs(u - r) for u, r in zip(unlearned, retrained, strict=True))
     return (1 - dS) * (1 - dR) * (1 - dT)
 
@@ -131,10 +131,10 @@ def _flat(model: nn.Module, other: nn.Module) -> Tensor:
 def acceleration(spent: Cost, reference: Cost, of: str = "seconds") -> float:
     """Run-time efficiency: how many times less was spent than for the reference (retraining); above 1 is cheaper.
 
-    of: "seconds", "examples" or "steps". Infinite where nothing was spent.
+    of: "seconds", "examples", "steps" or "passes". Infinite where nothing was spent.
     """
-    if of not in ("seconds", "examples", "steps"):
-        raise ValueError(f"cost is counted in seconds, examples and steps; got {of!r}")
+    if of not in ("seconds", "examples", "steps", "passes"):
+        raise ValueError(f"cost is counted in seconds, examples, steps and passes; got {of!r}")
     return getattr(reference, of) / getattr(spent, of) if getattr(spent, of) else inf
 
 
@@ -328,3 +328,109 @@ def flops(algorithm: Callable, model: nn.Module, forget: Examples, retain: Examp
     with counter:
         algorithm(model, forget, retain, seed=seed)
     return counter.get_total_flops()
+
+
+# -- Forgetting, retention, similarity, acceleration ------------------------------------------------------------------
+#
+# What the paper of Top-K and Random-k reports (Zuo et al., IEEE TKDE 2025). Verified of it is the abstract: forgetting
+# and retention rates assess both kinds of data, and acceleration is fewer epochs and less time for each. Its formulas
+# are not, so every docstring says where its own is from. Accuracies and shares are fractions in [0, 1], as in the
+# columns of a study's rows.
+
+
+def forgetting_rate(source: float, unlearned: float) -> float:
+    """Share of what the original knew of the forget set that is forgotten, in [0, 1]: (a - a_u) / a, clipped.
+
+    a, a_u: accuracy of the original and of the unlearned model on the forget set. Proposed here. Raises ValueError for
+    a = 0: an original that knows nothing of the forget set has nothing to forget.
+    """
+    _fractions(source, unlearned)
+    if source == 0:
+        raise ValueError("the original classifies none of the forget set right: there is nothing that it could forget")
+    return min(max((source - unlearned) / source, 0.0), 1.0)
+
+
+def forgetting_rate_calibrated(source: float, unlearned: float, retrained: float) -> float:
+    """Forgetting in units of what retraining forgets: (a - a_u) / (a - a*); 1: as much, above 1: more, below 0: none.
+
+    The accuracies on the forget set of the original, the unlearned and the retrained model. Proposed here. NaN where
+    retraining forgets nothing, a = a*: then there is no unit.
+    """
+    _fractions(source, unlearned, retrained)
+    return (source - unlearned) / (source - retrained) if source != retrained else nan
+
+
+def forgetting_rate_mia(source: float, unlearned: float) -> float:
+    """Share of what an attack called member before that it calls non-member in the end: (AF - BF) / BT; at most 1.
+
+    source, unlearned: the shares of the forget set that the attack on either model calls non-member (`Evaluation.mia`),
+    which are BF and AF over its size; BT = 1 - BF. Forsaken (arXiv 2003.10933) introduced the rate, as that of turning
+    from memorized to unknown; this formula of it is unverified. Negative where more are called member than before, NaN
+    where none was.
+    """
+    _fractions(source, unlearned)
+    return (unlearned - source) / (1 - source) if source != 1 else nan
+
+
+def retention(source: float, unlearned: float) -> float:
+    """Memory retention rate: a_u / a, on the retain set or on the test set; 1: nothing lost, above 1: gained.
+
+    a, a_u: accuracy of the original and of the unlearned model. Proposed here. Raises ValueError for a = 0.
+    """
+    _fractions(source, unlearned)
+    if source == 0:
+        raise ValueError("the original classifies nothing right: there is nothing that could be retained")
+    return unlearned / source
+
+
+def similarity(a: nn.Module, b: nn.Module, examples: Examples) -> float:
+    """How indistinguishable two models are by their predictions, in [0, 1]: 1 - mean JSD(p_a(x), p_b(x)) / ln 2.
+
+    JSD is the Jensen-Shannon divergence of their probabilities, at most ln 2, which disjoint ones have. Proposed here;
+    beside it see `disagreement` and `weight_cosine`. Raises FloatingPointError for logits that are not finite.
+    """
+    logits = torch.stack([predict(model, examples).double() for model in (a, b)])
+    if not logits.isfinite().all():
+        raise FloatingPointError("a model gives NaN or infinite logits: its predictions cannot be compared")
+    return 1 - jensen_shannon(*logits.softmax(2)).mean().item() / log(2)
+
+
+def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
+    """(n,) the divergence of distributions p and q (n, classes), in nats: 0 if equal, ln 2 if disjoint."""
+    middle = (p + q) / 2
+    entropy = -(torch.xlogy(p, p) + torch.xlogy(q, q)).sum(-1) / 2
+    return (-torch.xlogy(middle, middle).sum(-1) - entropy).clamp(min=0)
+
+
+def analytic_acceleration(forget: int, retain: int, *, retraining: int, repair: float, scored: bool = True,
+                          reached: float = 1.0) -> float:
+    """What `acceleration` over retraining should be, from counts of examples and epochs alone.
+
+    |D_r| E_r (F + B_in + B_w) / (|D_u| (F + B_in + B_w) + |D_r| E_u (F + B_in + q B_w)): retraining takes E_r epochs,
+    the repair E_u, and the scores one pass over the forget set (none if not `scored`). Forward pass F, backward pass to
+    inputs B_in and backward pass to weights B_w cost alike; the last is needed for the share q = `reached` of the
+    layers (1, but with scope="selected" see `layers_reached`). Proposed here. Infinite where nothing is done.
+    """
+    if min(forget, retain, retraining) < 1 or repair < 0 or not 0 <= reached <= 1:
+        raise ValueError(f"sizes and epochs of retraining must be at least 1, repair at least 0 and reached in [0, 1]; "
+                         f"got {forget}, {retain}, {retraining}, {repair}, {reached}")
+    F = B_in = B_w = 1
+    spent = forget * scored * (F + B_in + B_w) + retain * repair * (F + B_in + reached * B_w)
+    return retain * retraining * (F + B_in + B_w) / spent if spent else inf
+
+
+def overlap(a: Tensor, b: Tensor) -> float:
+    """Share of the positions in either of two selections of weights that are in both (Jaccard index), in [0, 1].
+
+    Of two independent random selections of the share k it is about k / (2 - k). Raises ValueError for two empty ones.
+    """
+    both, either = torch.isin(a.unique(), b).sum().item(), len(torch.cat([a, b]).unique())
+    if not either:
+        raise ValueError("two empty selections have no overlap")
+    return both / either
+
+
+def _fractions(*values: float) -> None:
+    for value in values:
+        if not 0 <= value <= 1:
+            raise ValueError(f"accuracies must be fractions in [0, 1]; got {value}. Divide percentages by 100")

@@ -300,7 +300,8 @@ class Study:
             return algorithm.settle(original, *sets, seed=seed)[::-1]
         if not isinstance(algorithm, RUM):
             return algorithm(original, *sets, seed=seed), None
-        identity = Study.run.identity(self, forget, algorithm, seed, False) | {"what": "steps"}
+        identity = {"what": "steps", "study": self.identity,
+                    "arguments": {"forget": forget.digest, "algorithm": identify(algorithm), "seed": seed}}
         kept = self.store.read("steps", digest_of(identity)) or {"done": 0, "examples": 0}
         count_examples(kept["examples"])
         model, done = self._rebuild(kept) if kept["done"] else original, kept["done"]

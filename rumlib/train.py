@@ -3,10 +3,10 @@
     model = fit(make_model, train, Recipe(epochs=20), seed=0)      # a new trained model
     models = fit_many(make_model, train, subsets, recipe, seeds)   # many small ones at once, as one stacked model
     predict(model, test); accuracy(model, test); features(model, test)
-    with cost() as spent: ...                                      # examples, steps and seconds that training took
+    with cost() as spent: ...                                      # examples, steps, seconds, passes of all training
 
 There is one training loop in this library, `descend`. Pretraining, subset models and every unlearning algorithm are
-a stream of batches and a loss given to it.
+a stream of batches and a loss given to it. (The generator of `rumlib.spdgan`, two networks in turns, has its own.)
 """
 
 from __future__ import annotations
@@ -91,43 +91,68 @@ def descend(model: nn.Module, batches: Iterable, loss: Callable, recipe: Recipe,
             only: dict[str, Tensor] | None = None) -> nn.Module:
     """Minimise loss(model, *batch) over all `batches` by SGD, in place.
 
-    `steps` is the number of batches that will come (it scales the schedule). `only` (name of a parameter -> bool
+    `steps` is the number of batches that may come (it scales the schedule). `only` (name of a parameter -> bool
     tensor of its shape) restricts learning to the weights marked True: all others stay bit-identical, weight decay
     and momentum included. Float tensors are factors for the gradients, and nothing else. Parameters that require no
     gradient stay as they are. Raises FloatingPointError if the weights are not finite in the end.
     """
-    weights = [p for p in model.parameters() if p.requires_grad]
+    parts = [Part(p, only[name] if only else None) for name, p in model.named_parameters() if p.requires_grad]
+    weights = [part.learned for part in parts]
     optimizer = torch.optim.SGD(weights, lr=recipe.lr, momentum=recipe.momentum,
                                 weight_decay=recipe.weight_decay, fused=True)
     device = next(model.parameters()).device
     model.train()
-    masked = [(p, only[name], p.detach().clone()) for name, p in model.named_parameters()
-              if p.requires_grad] if only else []
     precision = torch.autocast(device.type, torch.bfloat16) if recipe.amp else contextlib.nullcontext()
     with _counting(model):
         for step, batch in enumerate(batches):
             optimizer.param_groups[0]["lr"] = recipe.rate(step, steps)
             with precision:
                 value = loss(model, *batch)
-            for p in weights:
-                p.grad = None                                # what zero_grad does, at a tenth of its time
+            for part in parts:
+                part.whole.grad = None                       # what zero_grad does, at a tenth of its time
             value.backward()
-            for p, learns, _ in masked:
-                if p.grad is not None:                       # a layer that the loss does not reach has none
-                    p.grad.mul_(learns)
+            for part in parts:
+                part.take_gradient()
             if recipe.clip:
                 clip_gradients(weights, recipe.clip, models=len(model) if isinstance(model, Stacked) else 1)
             optimizer.step()
+            for part in parts:
+                part.put_back()
             for spent in _open:
                 spent.steps += 1
-            for p, learns, start in masked:
-                if learns.dtype == torch.bool:
-                    p.data.copy_(torch.where(learns, p.data, start))
-    for p in weights:
-        p.grad = None
+    for part in parts:
+        part.release()
     if not all(p.isfinite().all() for p in model.parameters()):
         raise FloatingPointError(f"training diverged (weights are not finite); lower lr={recipe.lr} or set clip")
     return model.eval()
+
+
+class Part:
+    """What SGD moves of a parameter: all of it, or the weights marked in a bool mask, gathered into a vector of their
+    own. The others are never touched, and a step costs as much as there are weights to move."""
+
+    def __init__(self, whole: nn.Parameter, learns: Tensor | None):
+        marked = learns is not None and learns.dtype == torch.bool
+        self.whole, self.factor = whole, None if marked else learns
+        self.rows = learns.flatten().nonzero()[:, 0] if marked else None             # positions in the flat parameter
+        self.learned = whole.detach().take(self.rows) if marked else whole
+        if marked and not len(self.rows):
+            whole.requires_grad_(False)                      # spares its share of the backward pass
+
+    def take_gradient(self) -> None:
+        gradient = self.whole.grad                           # a layer that the loss does not reach has none
+        if self.rows is not None:
+            self.learned.grad = None if gradient is None else gradient.take(self.rows)
+        elif self.factor is not None and gradient is not None:
+            gradient.mul_(self.factor)
+
+    def put_back(self) -> None:
+        if self.rows is not None:
+            self.whole.data.put_(self.rows, self.learned)
+
+    def release(self) -> None:
+        self.whole.grad = None
+        self.whole.requires_grad_(True)
 
 
 def shuffled(examples: Examples, size: int, random: torch.Generator, *, weight: Tensor | None = None,
@@ -175,9 +200,12 @@ def fit(model: nn.Module | Factory, examples: Examples, recipe: Recipe, *, seed:
 
     steps = recipe.epochs * batch_count(len(examples), recipe.batch_size)
     with seeded(seed, "order") as random:
-        batches = (batch for _ in range(recipe.epochs)
-                   for batch in shuffled(examples, recipe.batch_size, random, weight=weight, mirror=recipe.augment))
-        return descend(model, batches, loss, recipe, steps=steps)
+        def batches():
+            for _ in range(recipe.epochs):
+                count_passes()
+                yield from shuffled(examples, recipe.batch_size, random, weight=weight, mirror=recipe.augment)
+
+        return descend(model, batches(), loss, recipe, steps=steps)
 
 
 # -- Many models at once ----------------------------------------------------------------------------------------------
@@ -242,6 +270,7 @@ def fit_many(make_model: Factory, examples: Examples, subsets: list[Tensor], rec
 
         def batches():
             for _ in range(recipe.epochs):
+                count_passes(len(seeds))
                 order = torch.stack([torch.randperm(rows.shape[1], generator=random) for random in randoms])
                 for part in cut(rows.gather(1, order), recipe.batch_size):              # (K, batch)
                     yield x[part], examples.y[part]
@@ -290,16 +319,24 @@ def accuracy(model: nn.Module, examples: Examples) -> float:
 
 def features(model: nn.Module, examples: Examples, *, layer: nn.Module | None = None, chunk: int = 1024) -> Tensor:
     """Penultimate embedding (n, d), float32, eval mode: the input of the last linear layer, or of `layer`."""
+    weight = next(model.parameters())
+    with evaluating(model), torch.no_grad():
+        return torch.cat([embed(model, as_input(x, weight), layer=layer).float().cpu()
+                          for x in examples.x.split(chunk)])
+
+
+def embed(model: nn.Module, x: Tensor, *, layer: nn.Module | None = None) -> Tensor:
+    """The same (batch, d) for images as a model sees them, differentiable and in the mode that the model is in."""
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if layer is None and not linear:
         raise ValueError("the model has no nn.Linear layer; name the layer whose input is the embedding, layer=...")
     seen: list[Tensor] = []
-    hook = (layer or linear[-1]).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(1).cpu()))
+    hook = (layer or linear[-1]).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(1)))
     try:
-        predict(model, examples, chunk=chunk)
+        model(x)
     finally:
         hook.remove()
-    return torch.cat(seen)
+    return seen[0]
 
 
 @contextlib.contextmanager
@@ -349,11 +386,13 @@ def seeded(seed: int, *names):
 
 @dataclass(eq=False)
 class Cost:
-    """What training took: examples passed forward and backward, SGD steps, wall seconds."""
+    """What training took: examples passed forward and backward, SGD steps, wall seconds; and epochs begun, `passes`,
+    which are fewer than were allowed where an algorithm stops early."""
 
     examples: int = 0
     steps: int = 0
     seconds: float = 0.0
+    passes: int = 0
 
 
 _open: list[Cost] = []
@@ -377,9 +416,17 @@ def count_examples(n: int) -> None:
         spent.examples += n
 
 
+def count_passes(n: int = 1) -> None:
+    """Add n epochs to all costs being counted."""
+    for spent in _open:
+        spent.passes += n
+
+
 @contextlib.contextmanager
 def _counting(model: nn.Module):
     def count(module, inputs):
+        if not module.training:                              # it was only asked: to see whether it may stop, say
+            return
         count_examples(len(inputs[0]) if not isinstance(module, Stacked) else inputs[0].shape[0] * inputs[0].shape[1])
 
     hook = model.register_forward_pre_hook(count)

@@ -43,6 +43,7 @@ def table(make_model):
         "RandomLabel": relabel,
         "SalUn": rum.SalUn(relabel),
         "Scrub": rum.Scrub(epochs=5, lr=0.05, max_steps=3, **common),
+        "TopK": rum.TopK(k=0.1, sigma=0.5, epochs=10, lr=0.3, tolerance=None, **common),
         "RUM": rum.RUM(rum.Shuffled(3), steps=(rum.Keep(), finetune, rum.SalUn(relabel))),
         "function": train_on,
         "user's own": Uniform(epochs=20, lr=0.3, weight=1.0, **common),

@@ -8,7 +8,7 @@ import torch
 from planted import echo, make_model, recipe, same
 
 import rumlib as rum
-from rumlib.choose import jensen_shannon
+from rumlib.metrics import jensen_shannon
 
 finetune = rum.Finetune(epochs=2, lr=0.1, batch_size=16)
 

@@ -19,7 +19,7 @@ NAMED = {name: f"{getattr(rum, name).__module__}.{name}" for name in (
     *(name for name in rum.algorithms.__all__ if name not in ("Algorithm", "xent")), "RUM", "Refine", "Shuffled", "mlp",
     "small_resnet", "resnet18")} | COMPUTED
 DESCENT = {"BadTeacher", "BoundaryExpand", "BoundaryShrink", "Finetune", "L1Sparse", "LastLayers", "NegGrad",
-           "NegGradPlus", "RandomLabel", "SalUn", "Scrub", "UNSIR"}
+           "NegGradPlus", "RandomK", "RandomLabel", "RandomTopK", "SalUn", "Scrub", "TopK", "UNSIR"}
 
 EDITS = {
     # what does not count

@@ -62,6 +62,7 @@ def normed(points):
 
 common = dict(batch_size=10, clip=5.0)
 relabel = rum.RandomLabel(epochs=10, lr=0.1, **common)
+perturb = dict(k=0.1, sigma=0.5, epochs=10, lr=0.3, tolerance=None, **common)
 EVERY = {
     "InfluenceUnlearning": rum.InfluenceUnlearning(alpha=10.0),
     "InfluenceUnlearning exact": rum.InfluenceUnlearning(alpha=10.0, exact=True),
@@ -78,6 +79,11 @@ EVERY = {
     "SalUn official": rum.SalUn(relabel, compat="official"),
     "SalUn sigmoid": rum.SalUn(relabel, mask="sigmoid"),
     "SalUn tanh": rum.SalUn(relabel, mask="tanh"),
+    "TopK by layer": rum.TopK(ranking="layer", score="fisher", **perturb),
+    "TopK selected": rum.TopK(scope="selected", **perturb),
+    "RandomK": rum.RandomK(**perturb),
+    "RandomTopK": rum.RandomTopK(**perturb),
+    "RandomTopK half": rum.RandomTopK(mix=0.5, **perturb),
 }
 DETERMINISTIC = {"InfluenceUnlearning", "InfluenceUnlearning exact", "SSD", "ClassProjection"}
 every = pytest.mark.parametrize("name", EVERY)
@@ -188,6 +194,20 @@ def test_an_empty_set_is_refused(name, points):
     (lambda: rum.SalUn(relabel, mask="smooth"), "hard, sigmoid, tanh"),
     (lambda: rum.SalUn(relabel, compat="upstream"), "official"),
     (lambda: rum.SalUn(relabel, mask="tanh", compat="official"), "hard mask only"),
+    (lambda: rum.TopK(k=1.5), "k is a share.*1.5"),
+    (lambda: rum.TopK(k=0.0), "k is a share.*0.0"),
+    (lambda: rum.TopK(k=-1), "k is a share.*-1"),
+    (lambda: rum.TopK(k=True), "k is a share.*True"),
+    (lambda: rum.TopK(score="value"), "grad_mean, fisher, abs, ratio.*'value'"),
+    (lambda: rum.TopK(chunk=0), "chunk"),
+    (lambda: rum.RandomK(ranking="local"), "global, layer.*'local'"),
+    (lambda: rum.RandomK(perturb="noise"), "gauss, gauss_rel, zero, reinit.*'noise'"),
+    (lambda: rum.RandomK(scope="some"), "all, selected.*'some'"),
+    (lambda: rum.RandomK(sigma=-0.1), "sigma"),
+    (lambda: rum.RandomK(last=0), "last"),
+    (lambda: rum.RandomK(tolerance=0.5, validation=0.0), "validation"),
+    (lambda: rum.RandomTopK(factor=0.5), "factor=0.5"),
+    (lambda: rum.RandomTopK(mix=50), "mix=50"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_a_wrong_construction_is_refused(make, words):
     with pytest.raises(ValueError, match=words):

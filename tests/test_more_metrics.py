@@ -104,7 +104,7 @@ def test_acceleration_is_the_ratio_of_costs():
     assert rum.acceleration(spent, reference, of="examples") == 10
     assert rum.acceleration(spent, reference, of="steps") == 5
     assert rum.acceleration(rum.train.Cost(), reference) == float("inf")
-    with pytest.raises(ValueError, match="seconds, examples and steps"):
+    with pytest.raises(ValueError, match="seconds, examples, steps and passes"):
         rum.acceleration(spent, reference, of="flops")
 
 

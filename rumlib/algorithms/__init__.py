@@ -8,9 +8,11 @@ from rumlib.algorithms.gradient import Finetune, L1Sparse, NegGrad, NegGradPlus
 from rumlib.algorithms.influence import InfluenceUnlearning
 from rumlib.algorithms.layers import LastLayers
 from rumlib.algorithms.mislead import UNSIR, BadTeacher
+from rumlib.algorithms.perturb import RandomK, RandomTopK, TopK, layers_reached
 from rumlib.algorithms.projection import ClassProjection, separability
 from rumlib.algorithms.relabel import RandomLabel, SalUn
 
-__all__ = ["SSD", "UNSIR", "Algorithm", "BadTeacher", "BoundaryExpand", "BoundaryShrink", "ClassProjection", "Finetune",
-           "Fisher", "InfluenceUnlearning", "Keep", "L1Sparse", "LastLayers", "NegGrad", "NegGradPlus", "RandomLabel",
-           "Retrain", "SalUn", "Scrub", "separability", "xent"]
+__all__ = ["SSD", "UNSIR", "Algorithm", "BadTeacher", "BoundaryExpand", "BoundaryShrink", "ClassProjection",
+           "Finetune", "Fisher", "InfluenceUnlearning", "Keep", "L1Sparse", "LastLayers", "NegGrad", "NegGradPlus",
+           "RandomK", "RandomLabel", "RandomTopK", "Retrain", "SalUn", "Scrub", "TopK", "layers_reached",
+           "separability", "xent"]

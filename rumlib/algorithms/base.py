@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from rumlib.data import Examples
 from rumlib.models import Factory, describe
-from rumlib.train import Batch, Recipe, batch_count, descend, fit, fits, predict, seeded, shuffled
+from rumlib.train import Batch, Recipe, batch_count, count_passes, descend, fit, fits, predict, seeded, shuffled
 
 
 @dataclass(frozen=True)
@@ -52,25 +52,35 @@ class Algorithm:
                       weight_decay=self.weight_decay, schedule=self.schedule, clip=self.clip)
 
     def __call__(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0,
-                 only: dict[str, Tensor] | None = None) -> nn.Module:
-        """A new model without `forget`. `only` restricts learning to some weights (see `rumlib.train.descend`)."""
+                 only: dict[str, Tensor] | None = None, start: nn.Module | None = None) -> nn.Module:
+        """A new model without `forget`. `only` restricts learning to some weights (see `rumlib.train.descend`);
+        `start` is the model that learning starts from, if not from `model`."""
         accept(model, forget, retain)
         original = copy.deepcopy(model).eval().requires_grad_(False)
-        student = copy.deepcopy(model)
+        student = copy.deepcopy(model if start is None else start)
         with seeded(seed, type(self).__name__) as random:
             prepared = self.prepare(original, forget, retain)
-            epochs = (Epoch(number, self.epochs, self.batch_size, original, random, prepared)
-                      for number in range(self.epochs))
-            stream = (batch for epoch in epochs for batch in self.batches(forget, retain, epoch))
+
+            def stream():
+                for number in range(self.epochs):
+                    epoch = Epoch(number, self.epochs, self.batch_size, original, random, prepared)
+                    if self.done(student, epoch):
+                        return
+                    count_passes()
+                    yield from self.batches(forget, retain, epoch)
 
             def loss(student, *batch):
                 return self.loss(student, original, *batch)
 
-            return descend(student, stream, loss, self.recipe(), steps=self.steps(forget, retain), only=only)
+            return descend(student, stream(), loss, self.recipe(), steps=self.steps(forget, retain), only=only)
 
     def prepare(self, original: nn.Module, forget: Examples, retain: Examples):
         """What all epochs need and is made once, under the seed: they find it in `Epoch.prepared`."""
         return None
+
+    def done(self, model: nn.Module, epoch: Epoch) -> bool:
+        """Whether to stop before this epoch."""
+        return False
 
     def loss(self, model: nn.Module, original: nn.Module, forget: Batch, retain: Batch) -> Tensor:
         """What a step minimises: `model` is the student in train mode, `original` the frozen model in eval mode; the
@@ -85,7 +95,7 @@ class Algorithm:
             yield next(around), batch
 
     def steps(self, forget: Examples, retain: Examples) -> int:
-        """How many steps all epochs take, for schedules."""
+        """How many steps all epochs take if none is left out, for schedules."""
         return self.epochs * count(retain, self.batch_size)
 
 

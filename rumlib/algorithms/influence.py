@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -113,12 +114,15 @@ def slopes(model: nn.Module, examples: Examples, directions: tuple[Tensor, ...],
 
 
 def weighted_gradient(model: nn.Module, examples: Examples, weights: Tensor, chunk: int) -> Tensor:
-    """Flat sum over the examples of weight (n,) times gradient of the loss."""
-    total = 0
+    """Flat sum over the examples of weight (n,) times gradient of the loss; memory: two sets of weights."""
+    learned = list(trainable(model).values())
+    total = torch.zeros(sum(p.numel() for p in learned), dtype=learned[0].dtype, device=learned[0].device)
+    parts = unflatten(model, total).values()                 # views
     for (x, y), w in zip(chunks(model, examples, chunk), weights.split(chunk), strict=True):
         with torch.enable_grad():
-            loss = F.cross_entropy(model(x), y, reduction="none") @ w.to(x.device)
-        total = total + torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(trainable(model).values()))])
+            loss = F.cross_entropy(model(x), y, reduction="none") @ w.to(x)
+        for part, g in zip(parts, torch.autograd.grad(loss, learned, materialize_grads=True), strict=True):
+            part += g                                        # zeros for a layer that the loss does not reach
         count_examples(len(y))
     return total
 
@@ -128,15 +132,17 @@ def mean_gradient(model: nn.Module, examples: Examples, chunk: int) -> Tensor:
     return weighted_gradient(model, examples, torch.full((len(examples),), 1 / len(examples)), chunk)
 
 
-def squared_gradients(model: nn.Module, examples: Examples, chunk: int) -> Weights:
-    """Name -> mean over the examples of the squared gradient of each one's loss; memory: `chunk` sets of weights."""
+def squared_gradients(model: nn.Module, examples: Examples, chunk: int, *,
+                      of: Callable[[Tensor], Tensor] = Tensor.square) -> Weights:
+    """Name -> mean over the examples of the squared gradient of each one's loss, or of another function `of` it;
+    memory: `chunk` sets of weights."""
     def loss(weights, x, y):
         return losses(model, weights, x[None], y[None])[0]
 
     total = {name: torch.zeros_like(p) for name, p in weights_of(model).items()}
     for x, y in chunks(model, examples, chunk):
         for name, g in vmap(grad(loss), (None, 0, 0))(weights_of(model), x, y).items():   # (chunk, *shape)
-            total[name] += g.square().sum(0) / len(examples)
+            total[name] += of(g).sum(0) / len(examples)
         count_examples(len(y))
     return total
 
