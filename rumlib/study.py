@@ -34,7 +34,15 @@ from rumlib import engine
 from rumlib.algorithms import Keep, Retrain
 from rumlib.cells import FORMAT, Store, digest_of, factory, identify, remembered
 from rumlib.data import Examples, digest, load
-from rumlib.metrics import Evaluation, accuracies, evaluate, evaluation
+from rumlib.metrics import (
+    Evaluation,
+    accuracies,
+    class_accuracies,
+    class_mia,
+    evaluate,
+    evaluation,
+    jensen_shannon,
+)
 from rumlib.models import build
 from rumlib.profiles import Profile, profile
 from rumlib.rows import tow_between
@@ -54,6 +62,7 @@ from rumlib.scores import (
     proxy,
 )
 from rumlib.scores import bank as train_bank
+from rumlib.spdgan import SPDGAN, probes, unlearning_degree
 from rumlib.train import cost, count_examples, derive, features, fit, fits_stacking, predict
 from rumlib.tune import FOLDER, search, tuned, write
 
@@ -249,9 +258,43 @@ class Study:
         row = {"diverged": False, **tow_between(found, reference), **asdict(spent), **asdict(found)}
         row |= {f"oracle_{name}": value for name, value in asdict(reference).items()}
         for name, given, right in zip(("forget", "retain", "test"), logits, self._answers(forget, seed), strict=True):
-            row[f"differs_{name}"] = (given.argmax(1) != right).float().mean().item()
+            row[f"differs_{name}"] = (given.argmax(1) != right.argmax(1)).float().mean().item()
+            apart = jensen_shannon(given.softmax(1), right.softmax(1)).mean().item()
+            row[f"similarity_{name}"] = 1 - apart / math.log(2)
+        if not set(sets[0].y.tolist()) & set(sets[1].y.tolist()):                # whole classes are gone
+            of_classes = class_accuracies(model, self.test, sets[0].y.unique().tolist())
+            row |= {f"test_{name}": value for name, value in of_classes.items()}
+            row["class_mia"] = class_mia(model, *sets) if mia else math.nan
         row |= {} if chosen is None else {"order": list(chosen.order), "chosen": [repr(step) for step in chosen.steps]}
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+
+    @remembered
+    def generator(self, forget: ForgetSet, config: SPDGAN, seed: int, number: int) -> dict:
+        """A generator that shifts the forget set; its reference is the oracle of a tuning seed."""
+        reference = self.retrained(forget, self.profile.tuning_seeds[0])[0]
+        with cost() as spent:
+            shift = config(self.model(seed), reference, self.split(forget)[0], seed=number, quiet=True)
+        return {"seconds": spent.seconds, "tensors": shift.state_dict()}
+
+    @remembered
+    def degrees(self, forget: ForgetSet, algorithm: Callable, seed: int, config: SPDGAN,
+                numbers: tuple[int, ...]) -> dict:
+        """How deep an algorithm unlearned: its unlearning degree on each probe, by the generators of these numbers."""
+        gone, kept = self.split(forget)
+        shifts = []
+        for number in numbers:
+            shift = config.untrained(gone.x.shape[1])
+            shift.load_state_dict(self.generator(forget, config, seed, number)["tensors"])
+            shifts.append(shift.eval())
+        unlearned = self._unlearned(forget, algorithm, seed)[0]
+        asked = probes(shifts, {"forget": gone, "test": self.test, "retain": kept})
+        rows = []
+        for probe, sets in asked.items():
+            test, retain = (unlearning_degree(self.model(seed), unlearned, sets["forget"], sets[control])
+                            for control in ("test", "retain"))
+            rows.append({"probe": probe, "degree": test.forget, "on_test": test.control, "on_retain": retain.control,
+                         "adjusted": test.adjusted, "adjusted_retain": retain.adjusted})
+        return {"rows": rows}
 
     @remembered
     def dynamics(self, forget: ForgetSet, algorithm: RUM, seed: int) -> dict:
@@ -357,8 +400,8 @@ class Study:
 
     @lru_cache(maxsize=32)                                   # noqa: B019
     def _answers(self, forget: ForgetSet, seed: int) -> list[Tensor]:
-        """The classes that the oracle gives to forget, retain and test set."""
-        return [predict(self.retrained(forget, seed)[0], s).argmax(1) for s in (*self.split(forget), self.test)]
+        """The logits that the oracle gives to forget, retain and test set."""
+        return [predict(self.retrained(forget, seed)[0], s) for s in (*self.split(forget), self.test)]
 
     def _rebuild(self, cell: dict) -> nn.Module:
         model = build(self.profile.make_model, 0)
@@ -444,6 +487,19 @@ class Study:
                               "accuracy": row[name], "oracle": one["oracle"][name]}
                              for cell, one in zip(cells, found, strict=True) for row in one["rows"]
                              for name in one["oracle"]])
+
+    def depth(self, cells: Iterable[Cell], config: SPDGAN, numbers: tuple[int, ...] = (0, 1, 2)) -> pd.DataFrame:
+        """Unlearning degrees: one row for each cell and probe (see `rumlib.spdgan.probes`)."""
+        cells = list(cells)
+        pairs = {(c.forget, c.seed): None for c in cells}
+        seeds = {cell.seed: None for cell in cells}
+        self.originals(seeds)
+        self.oracles({cell.forget: None for cell in cells}, [*seeds, self.profile.tuning_seeds[0]])
+        self._all(Study.generator, [(forget, config, seed, number) for forget, seed in pairs for number in numbers],
+                  "generators")
+        found = self._all(Study.degrees, [(c.forget, c.algorithm, c.seed, config, numbers) for c in cells], "degrees")
+        return pd.DataFrame([{"set": cell.forget.name, "seed": cell.seed, **cell.labels, **row}
+                             for cell, one in zip(cells, found, strict=True) for row in one["rows"]])
 
     def stream(self, forgets: Iterable[ForgetSet], ways: Mapping[str, tuple], seeds: Iterable[int]) -> pd.DataFrame:
         """Requests for deletion one after the other; `ways` maps a label to (algorithm, when to retrain, see
