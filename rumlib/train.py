@@ -428,7 +428,7 @@ def count_passes(n: int = 1) -> None:
 @contextlib.contextmanager
 def _counting(model: nn.Module):
     def count(module, inputs):
-        if not module.training:                              # it was only asked: to see whether it may stop, say
+        if not torch.is_grad_enabled():                      # it is only asked: whether training may stop, say
             return
         count_examples(len(inputs[0]) if not isinstance(module, Stacked) else inputs[0].shape[0] * inputs[0].shape[1])
 
