@@ -94,9 +94,12 @@ def descend(model: nn.Module, batches: Iterable, loss: Callable, recipe: Recipe,
     `steps` is the number of batches that may come (it scales the schedule). `only` (name of a parameter -> bool
     tensor of its shape) restricts learning to the weights marked True: all others stay bit-identical, weight decay
     and momentum included. Float tensors are factors for the gradients, and nothing else. Parameters that require no
-    gradient stay as they are. Raises FloatingPointError if the weights are not finite in the end.
+    gradient stay as they are. Raises ValueError if nothing may learn, FloatingPointError if the weights are not finite
+    in the end.
     """
     parts = [Part(p, only[name] if only else None) for name, p in model.named_parameters() if p.requires_grad]
+    if not any(part.whole.requires_grad for part in parts):
+        raise ValueError("no weight may learn: all parameters are frozen (requires_grad is False) or outside the mask")
     weights = [part.learned for part in parts]
     optimizer = torch.optim.SGD(weights, lr=recipe.lr, momentum=recipe.momentum,
                                 weight_decay=recipe.weight_decay, fused=True)
@@ -425,7 +428,7 @@ def count_passes(n: int = 1) -> None:
 @contextlib.contextmanager
 def _counting(model: nn.Module):
     def count(module, inputs):
-        if not module.training:                              # it was only asked: to see whether it may stop, say
+        if not torch.is_grad_enabled():                      # it is only asked: whether training may stop, say
             return
         count_examples(len(inputs[0]) if not isinstance(module, Stacked) else inputs[0].shape[0] * inputs[0].shape[1])
 

@@ -1,5 +1,6 @@
 """Bad input is refused before anything is trained, with the value and, where there is one, the remedy."""
 
+import copy
 import subprocess
 import sys
 from dataclasses import replace
@@ -105,6 +106,15 @@ REFUSED = {
                   "position 1", "more models"),
     "too many bands": (lambda t: rum.bands(torch.randn(5, 2), 6), ValueError, "5", "6"),
     "entanglement with nothing": (lambda t: rum.entanglement(torch.ones(3, 2), torch.ones(0, 2)), ValueError, "0"),
+
+    # weights
+    "more weights than there are": (lambda t: unlearn(t, algorithm=rum.TopK(k=1284)), ValueError, "k=1284", "1283"),
+    "more layers than there are": (lambda t: unlearn(t, algorithm=rum.RandomK(last=3)), ValueError, "last=3", "has 2"),
+    "frozen weights": (lambda t: unlearn(t, model=copy.deepcopy(t.model).requires_grad_(False)), ValueError, "frozen"),
+    "a mask that leaves nothing": (lambda t: unlearn(t, algorithm=rum.SalUn(rum.RandomLabel(), keep=1e-4)), ValueError,
+                                   "no weight may learn"),
+    "forgetting in percent": (lambda t: rum.forgetting_rate(100, 74), ValueError, "100", "by 100"),
+    "images too small to shift": (lambda t: rum.SPDGAN()(t.model, t.model, t.forget), ValueError, "8x8", "1, 4, 4"),
 
     # refinement
     "two steps for three parts": (lambda t: rum.RUM(rum.Shuffled(3), (rum.Keep(),) * 2), ValueError, "3 parts", "2"),

@@ -248,8 +248,8 @@ def test_cost_counts_examples_and_steps_exactly(planted):
         with rum.cost() as inner:
             rum.NegGradPlus(epochs=2, batch_size=50)(planted.model, planted.forget, planted.retain)
         rum.predict(planted.model, planted.test)             # asking is not training
-    assert (inner.examples, inner.steps) == (2 * (111 + 3 * 12), 2 * 3)
-    assert (spent.examples, spent.steps) == (3 * 123 + inner.examples, 3 * 8 + inner.steps)
+    assert (inner.examples, inner.steps, inner.passes) == (2 * (111 + 3 * 12), 2 * 3, 2)
+    assert (spent.examples, spent.steps, spent.passes) == (3 * 123 + inner.examples, 3 * 8 + inner.steps, 3 + 2)
     assert spent.seconds > inner.seconds > 0
     counted = spent.steps
     rum.fit(make_model, planted.train, short)
@@ -259,7 +259,7 @@ def test_cost_counts_examples_and_steps_exactly(planted):
 def test_cost_counts_every_stacked_model(planted):
     with rum.cost() as spent:
         rum.fit_many(make_model, planted.train, [torch.arange(40)] * 3, short, seeds=[1, 2, 3])
-    assert spent.examples == 3 * 3 * 40
+    assert (spent.examples, spent.passes) == (3 * 3 * 40, 3 * 3)
 
 
 # -- Seeds and names --------------------------------------------------------------------------------------------------
