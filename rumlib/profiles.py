@@ -50,6 +50,7 @@ class Profile:
     rum_budget       epochs per step in the RUM study; rum_rates: the learning rates tried there
     algorithms       label -> algorithm, without its learning rate and epochs
     further          label -> (algorithm, field -> values tried), those that a table of all methods adds to these
+    classes          what is different where whole classes are unlearned: fields of a profile
     workers          processes that compute; -1: one per core
     seeds            on which results are reported; tuning_seeds: on which learning rates are chosen
     """
@@ -70,6 +71,7 @@ class Profile:
     rum_rates: tuple[float, ...] = ()
     algorithms: Mapping[str, Algorithm | SalUn] = field(default_factory=dict)
     further: Mapping[str, tuple[Callable, Mapping]] = field(default_factory=dict)
+    classes: Mapping[str, object] = field(default_factory=dict)
     workers: int = -1
     seeds: tuple[int, ...] = tuple(range(8))
     tuning_seeds: tuple[int, ...] = tuple(range(100, 103))
@@ -77,6 +79,10 @@ class Profile:
     def grid(self, name: str, budget: int) -> tuple[float, ...]:
         """The learning rates tried for the algorithm of that label at that budget."""
         return self.ascent_rates if name == "NegGrad" else self.rates[budget]
+
+    def for_classes(self) -> Profile:
+        """The profile for unlearning whole classes."""
+        return replace(self, name=f"{self.name}-classes", **self.classes)
 
     def check(self) -> None:
         """Say early what is missing: loads the data, unless they come along. Raises what `rumlib.load` raises."""
@@ -141,12 +147,18 @@ LAPTOP = Profile(
     rum_rates=(0.05, 0.1, 0.2, 0.4),                         # the best lie inside (.8 is worse for every algorithm)
     algorithms=algorithms(batch_size=32),
     further=further(batch_size=32),
+    classes=dict(                                            # clean digits: noisy ones leave too little to tell apart;
+        options=dict(noise=0.0, flips=0.0),                  # depth: a projection needs more than one hidden layer
+        make_model=partial(small_resnet, shape=(1, 8, 8), widths=(16, 32, 64)),
+        recipe=Recipe(epochs=8, lr=0.1, batch_size=64, schedule="linear", warmup=0.1),
+        tuning_seeds=(100,)),
 )
 
 SMOKE = replace(
     LAPTOP,
     name="smoke",
     options=dict(n=600, n_test=300),
+    classes=dict(options=dict(n=600, n_test=300, noise=0.0, flips=0.0)),
     recipe=replace(LAPTOP.recipe, epochs=8),
     score_models=32,
     set_size=40,

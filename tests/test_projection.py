@@ -182,6 +182,13 @@ def test_separability_is_a_share(seed, n, d, alpha_r, alpha_f):
     assert 0 <= share <= 1 + 1e-12
 
 
+def test_a_layer_that_is_given_nothing_stays_as_it_is():
+    layer, nothing = nn.Linear(3, 2).double(), torch.zeros(4, 3).double()
+    spaces = Spaces(layer, retain=look(layer, vectors(0, 5, 3)), forget=look(layer, nothing))
+    assert torch.equal(spaces.project(100.0, 3.0).weight, layer.weight)
+    assert spaces.separability(100.0, 3.0) == {"": 0}
+
+
 def test_no_product_of_full_width_is_needed():
     w, c = det(3, 40), second_moments(vectors(0, 60, 40))
     torch.testing.assert_close(through(w, c, 30.0), w @ projection(c, 30.0))

@@ -198,20 +198,21 @@ class Spaces:
         found = {}
         for name, c_r in self.retain.items():
             p_f = projection(self.forget[name], alpha_forget)
-            found[name] = ((p_f - through(p_f, c_r, alpha_retain)).norm() / p_f.norm()).item()
+            size = p_f.norm().clamp(min=1e-300)              # 0 of 0: a layer that the forget set gives nothing
+            found[name] = ((p_f - through(p_f, c_r, alpha_retain)).norm() / size).item()
         return found
 
 
 def projection(c: Tensor, alpha: float) -> Tensor:
-    """P = alpha C ((alpha - 1) C + I)^-1 for C (..., d, d), symmetric, positive semidefinite and of trace 1.
+    """P (..., d, d) = alpha C ((alpha - 1) C + I)^-1, for C symmetric, positive semidefinite and of trace 1.
 
-    P = U diag(alpha s / ((alpha - 1) s + 1)) U^T for C = U diag(s) U^T: the published form.
+    With C = U diag(s) U^T it is the published form, U diag(alpha s / ((alpha - 1) s + 1)) U^T.
     """
     return through(torch.eye(c.shape[-1]).to(c).expand_as(c), c, alpha)
 
 
 def through(w: Tensor, c: Tensor, alpha: float) -> Tensor:
-    """w P(alpha) for w (..., n, d), without P: for few rows this takes a third of d^3 and no d x d product."""
+    """w P(alpha) for w (..., n, d), without P: d^3 / 3 operations for its factor, and no product of two d x d."""
     m = (alpha - 1) * c + torch.eye(c.shape[-1]).to(c)       # its eigenvalues lie between 1 and alpha
     return torch.cholesky_solve(alpha * (w @ c).mT, torch.linalg.cholesky(m)).mT
 
