@@ -80,7 +80,8 @@ def factory(make_model: Callable) -> object:
     if "<" in describe(make_model).partition("(")[0] or not hasattr(function, "__qualname__"):
         raise TypeError(f"{describe(make_model)} has no lasting name, so that its results could not be found again; "
                         f"use a function defined at the top of a module or notebook, functools.partial for arguments")
-    return {"factory": describe(make_model), "code": code_of(function)}
+    return {"function": f"{function.__module__}.{function.__qualname__}", "code": code_of(function),
+            "arguments": describe(make_model)}
 
 
 def digest_of(identity: object) -> str:
@@ -90,10 +91,12 @@ def digest_of(identity: object) -> str:
 
 def differences(one, other, name: str = "") -> list[str]:
     """Where two identities differ: "study.data", "arguments.algorithm.fields.lr"."""
+    if one == other:
+        return []
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         names = dict.fromkeys((*one, *other))
         return [part for key in names for part in differences(one.get(key), other.get(key), f"{name}.{key}".strip("."))]
-    return [] if one == other else [name]
+    return [name]
 
 
 # -- On disk ----------------------------------------------------------------------------------------------------------
@@ -287,8 +290,13 @@ class remembered:
 
     def identity(self, study: Remembering, *arguments) -> dict:
         """All that the cell depends on."""
-        return {"what": self.__name__, "code": code_of(self), "study": study.identity,
+        return {"what": self.__name__, "code": self.code(study), "study": study.identity,
                 "arguments": {name: identify(value) for name, value in zip(self.names, arguments, strict=True)}}
+
+    def code(self, study: Remembering) -> str:
+        """Hash of the code that computes it; a user's own kind of study counts with all its methods."""
+        own, kind = code_of(self), type(study)
+        return own if kind.__module__.startswith("rumlib.") else digest_of([own, code_of(kind)])
 
     def lookup(self, study: Remembering, *arguments) -> dict | None:
         """Its values if it is there."""
@@ -367,7 +375,7 @@ class Remembering:
         self._note(method.__name__, keys)
         found = {key: self.store.read(method.__name__, key) for key in keys}
         if None in found.values():
-            with self._alone():                              # what somebody else computed meanwhile is read back too
+            with self.alone():                              # what somebody else computed meanwhile is read back too
                 found |= {key: self.store.read(method.__name__, key) for key, cell in found.items() if cell is None}
                 todo = {key: k for k, key in enumerate(keys) if found[key] is None}
                 found |= self._compute(method, [(identities[k], tasks[k]) for k in todo.values()], what)
@@ -408,7 +416,7 @@ class Remembering:
             put(self.manifest, json.dumps({"cells": list(asked)}).encode())
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def alone(self) -> Iterator[None]:
         """Two notebooks of one study take turns: each computes on all cores, and finds what the other has done."""
         self.store.folder.mkdir(parents=True, exist_ok=True)
         with open(self.store.folder / ".lock", "w") as lock:

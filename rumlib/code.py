@@ -72,6 +72,10 @@ class Package:
                       file.read_text() for file in sorted(folder.rglob("*.py"))}
         self.module, self.uses, self.code = cache(self.module), cache(self.uses), cache(self.code)
 
+    def __contains__(self, name: str) -> bool:
+        home, rest = self._split(name)
+        return bool(rest) and rest[0] in self.module(home).defined
+
     def code(self, name: str) -> str:
         """Hash of all code that the definition depends on. Raises KeyError if there is no such definition."""
         return _hash(sorted((reached, self.uses(reached)[0]) for reached in self.reached(name)))

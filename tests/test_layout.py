@@ -15,7 +15,7 @@ notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.ste
 
 # A module imports from the floors below its own, or from its own package; those of the ground floor import nothing.
 FLOORS = ("data models plots", "train code", "scores algorithms metrics", "rum spdgan rows", "profiles engine tune",
-          "cells", "study", "paper bench")
+          "cells", "study", "status", "paper verify bench")
 
 
 def imports(file):
