@@ -40,7 +40,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rumlib import engine
-from rumlib.code import code_of
+from rumlib.code import PACKAGE, code_of
 from rumlib.data import digest
 from rumlib.models import describe
 
@@ -59,9 +59,9 @@ def identify(value) -> object:
     if isinstance(value, tuple | list | range):
         return [identify(v) for v in value]
     if hasattr(value, "digest"):
-        return value.digest
+        return {"digest": value.digest}
     if isinstance(value, Tensor):
-        return digest(value)
+        return {"digest": digest(value)}
     if is_dataclass(value) and not isinstance(value, type):
         own = {f.name: factory(getattr(value, f.name)) if f.name == "make_model" else identify(getattr(value, f.name))
                for f in fields(value)}
@@ -423,6 +423,11 @@ class Remembering:
             fcntl.flock(lock, fcntl.LOCK_EX)                 # given back by the system even if this process is killed
             self.store.sweep()
             yield
+
+    def codes(self) -> dict[str, str]:
+        """Hashes of the code of the package, and of what each kind of cell depends on (arguments have their own)."""
+        kinds = inspect.getmembers(type(self), lambda member: isinstance(member, remembered))
+        return {PACKAGE.name: PACKAGE.whole, **{name: method.code(self) for name, method in kinds}}
 
     def count(self) -> dict:
         """A report of the run: cells computed, read back, tried again, failed; their cost, in seconds of one core, the

@@ -220,8 +220,9 @@ class Study(Remembering):
         gone, kept = self.split(forget)
         with cost() as spent:
             model = fit(self.profile.make_model, kept, self.profile.recipe, seed=seed)
+        weights = {f"weights/{name}": value for name, value in model.state_dict().items()}
         return {**asdict(spent), **asdict(evaluate(model, gone, kept, self.test)),
-                "tensors": {f"weights/{name}": value for name, value in model.state_dict().items()}}
+                "tensors": {**weights, "forget": forget.index}}          # its hash alone would not say which
 
     @remembered
     def run(self, forget: ForgetSet, algorithm: Callable, seed: int, mia: bool) -> dict:
@@ -468,6 +469,7 @@ class Study(Remembering):
             "profile": self.profile.name,
             "commit": _git(package, "rev-parse", "HEAD"),
             "dirty": bool(_git(package, "status", "--porcelain", "--", ".", "../notebooks", "../requirements.lock")),
+            "code": self.codes(),
             "lock": hashlib.sha256(lock.read_bytes()).hexdigest()[:16] if lock.exists() else None,
             "data": {"name": self.profile.data, "train": self.train.digest, "test": self.test.digest},
             "forget sets": dict(self.splits),
