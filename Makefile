@@ -3,12 +3,16 @@
 # make lab     open the notebooks in JupyterLab
 # make site    the executed notebooks as web pages in site/
 # make bench   what the project claims about speed, as ratios in one run, into figures/bench/
+# make status  what the study has done, and what is missing, failed or stale, with its cost; make clean-stale
+#              removes the cells that belong to other code, data or settings than the present ones
+# make verify  compute a sample of finished cells again and compare; with FIGURE=figures/laptop/overview.json: what has
+#              changed since that figure was made
 # make clean   remove everything that a run made (not .venv)
 #
 # PROFILE=smoke | laptop | cifar10-small          how big a study (rumlib/profiles.py)
 # PYTHON=/path/to/python                          use an environment that exists and install nothing
 
-.PHONY: paper test lab site bench clean keep lock
+.PHONY: paper test lab site bench status clean-stale verify clean keep lock
 .DEFAULT_GOAL := paper
 
 PROFILE ?= laptop
@@ -43,6 +47,15 @@ site: $(READY)
 
 bench: $(READY)
 	$(PYTHON) -m rumlib.bench
+
+status: $(READY)
+	@$(PYTHON) -m rumlib.status $(PROFILE)
+
+clean-stale: $(READY)
+	@$(PYTHON) -m rumlib.status $(PROFILE) --clean-stale
+
+verify: $(READY)
+	@$(PYTHON) -m rumlib.verify $(or $(FIGURE),$(PROFILE)) $(SAMPLE)
 
 clean:
 	rm -rf runs site figures/smoke

@@ -72,6 +72,10 @@ class Package:
                       file.read_text() for file in sorted(folder.rglob("*.py"))}
         self.module, self.uses, self.code = cache(self.module), cache(self.uses), cache(self.code)
 
+    def __contains__(self, name: str) -> bool:
+        home, rest = self._split(name)
+        return bool(rest) and rest[0] in self.module(home).defined
+
     def code(self, name: str) -> str:
         """Hash of all code that the definition depends on. Raises KeyError if there is no such definition."""
         return _hash(sorted((reached, self.uses(reached)[0]) for reached in self.reached(name)))
@@ -233,6 +237,8 @@ PACKAGE = Package(Path(__file__).parent)
 
 def _pieces(thing, home: str, seen: set) -> Iterator[object]:
     """What counts of an object named by code of the top-level module `home`, in an order that any process finds."""
+    if not isinstance(thing, type | FunctionType):
+        thing = getattr(thing, "__wrapped__", thing)         # a function behind a decorator that is a class
     if isinstance(thing, partial):
         yield from (piece for part in (thing.func, thing.args, thing.keywords) for piece in _pieces(part, home, seen))
     elif not isinstance(thing, type | FunctionType):
@@ -249,8 +255,8 @@ def _pieces(thing, home: str, seen: set) -> Iterator[object]:
 def _class(thing: type, home: str, seen: set) -> Iterator[object]:
     for base in thing.__bases__:
         yield from _pieces(base, home, seen)
-    for name, value in sorted(vars(thing).items()):
-        inside = [getattr(value, part, None) for part in ("__func__", "fget", "func")]   # methods behind a decorator
+    for name, value in sorted(vars(thing).items()):          # methods can be behind a decorator
+        inside = [getattr(value, part, None) for part in ("__func__", "fget", "func", "__wrapped__")]
         value = next((part for part in inside if isinstance(part, FunctionType)), value)
         if isinstance(value, type | FunctionType):
             yield name

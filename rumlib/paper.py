@@ -18,6 +18,7 @@ from rumlib.profiles import profile
 from rumlib.study import find_home
 
 SIDE_BY_SIDE = (os.cpu_count() or 1) + 1                     # notebooks at a time; they take turns in computing
+NAMED = "import os; os.environ['RUM_NOTEBOOK'] = '%s'"        # each kernel is told whose cells it asks for
 
 
 def execute(name: str, home: Path) -> None:
@@ -33,7 +34,7 @@ def execute(name: str, home: Path) -> None:
         start = time.perf_counter()
         papermill.execute_notebook(
             source, folder / source.name, parameters={"profile": name, "quiet": True}, kernel_name="python3",
-            cwd=source.parent, extra_arguments=["--log-level=ERROR"],
+            cwd=source.parent, extra_arguments=["--log-level=ERROR", f"--IPKernelApp.exec_lines={NAMED % source.stem}"],
             progress_bar={"desc": source.stem, "unit": " cells", "leave": False, "position": place})
         print(f"{source.stem:<16} {time.perf_counter() - start:6.1f} s", flush=True)
 

@@ -196,6 +196,7 @@ CIFAR10_SMALL = Profile(
 )
 
 PROFILES = {p.name: p for p in (SMOKE, LAPTOP, CIFAR10_SMALL)}
+PROFILES |= {p.name: p for p in [p.for_classes() for p in PROFILES.values()]}
 
 
 def profile(name: str) -> Profile:

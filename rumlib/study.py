@@ -11,7 +11,6 @@ back when it is asked for again (`rumlib.cells`): resuming is running again.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import math
 import os
@@ -19,7 +18,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache, cached_property, lru_cache
 from importlib.metadata import version
@@ -28,11 +27,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from rumlib import engine
 from rumlib.algorithms import Keep, Retrain
-from rumlib.cells import FORMAT, Store, digest_of, factory, identify, remembered
+from rumlib.cells import FORMAT, Failure, Remembering, digest_of, factory, identify, notebook, remembered
 from rumlib.data import Examples, digest, load
 from rumlib.metrics import (
     Evaluation,
@@ -139,7 +137,7 @@ def _set(algorithm, setting: Mapping):
 # -- The study --------------------------------------------------------------------------------------------------------
 
 
-class Study:
+class Study(Remembering):
     """All computations of a profile, remembered under `runs/<profile>`.
 
     profile  its name, or a Profile
@@ -157,13 +155,10 @@ class Study:
         if set(self.profile.seeds) & set(self.profile.tuning_seeds):
             raise ValueError(f"reporting seeds {self.profile.seeds} and tuning seeds {self.profile.tuning_seeds} "
                              f"overlap; results must be reported on other seeds than rates were chosen on")
-        self.quiet = quiet
         self.home = Path(home) if home else find_home()
-        self.store = Store(self.home / "runs" / self.profile.name / "cells")
+        super().__init__(self.home / "runs" / self.profile.name, workers=self.profile.workers, quiet=quiet)
         self.started = time.time()
-        self.used: dict[str, int] = {"computed": 0, "read back": 0}
         self.splits: dict[str, str] = {}
-        self.bar = None
         engine.engine()
         torch.set_num_threads(1)                             # parallel work is done by processes
 
@@ -241,8 +236,9 @@ class Study:
         gone, kept = self.split(forget)
         with cost() as spent:
             model = fit(self.profile.make_model, kept, self.profile.recipe, seed=seed)
+        weights = {f"weights/{name}": value for name, value in model.state_dict().items()}
         return {**asdict(spent), **asdict(evaluate(model, gone, kept, self.test)),
-                "tensors": {f"weights/{name}": value for name, value in model.state_dict().items()}}
+                "tensors": {**weights, "forget": forget.index}}          # its hash alone would not say which
 
     @remembered
     def run(self, forget: ForgetSet, algorithm: Callable, seed: int, mia: bool) -> dict:
@@ -345,7 +341,8 @@ class Study:
             return algorithm(original, *sets, seed=seed), None
         identity = {"what": "steps", "study": self.identity,
                     "arguments": {"forget": forget.digest, "algorithm": identify(algorithm), "seed": seed}}
-        kept = self.store.read("steps", digest_of(identity)) or {"done": 0, "examples": 0}
+        found = self.store.read("steps", digest_of(identity))
+        kept = found["values"] if found else {"done": 0, "examples": 0}
         count_examples(kept["examples"])
         model, done = self._rebuild(kept) if kept["done"] else original, kept["done"]
         try:
@@ -356,9 +353,11 @@ class Study:
             raise
         except Exception:
             weights = {f"weights/{name}": value for name, value in model.state_dict().items()}
-            self.store.write("steps", digest_of(identity), identity,
-                             {"done": done, "examples": kept["examples"] + spent.examples, "tensors": weights})
+            self.store.write("steps", identity, {
+                "done": done, "examples": kept["examples"] + spent.examples, "tensors": weights})
             raise
+        if found:
+            self.store.remove("steps", digest_of(identity))
         return model, None
 
     # -- what is made of it
@@ -368,7 +367,7 @@ class Study:
         """Memorization of every training example."""
         models, size = self.profile.score_models, CHUNK[fits_stacking(build(self.profile.make_model, 0))]
         chunks = [range(k, min(k + size, models)) for k in range(0, models, size)]
-        parts = self._all(Study.bank, [(chunk, self.profile.fraction) for chunk in chunks], "subset models")
+        parts = self.ask(Study.bank, [(chunk, self.profile.fraction) for chunk in chunks], "subset models")
         self.score_seconds = sum(part["seconds"] for part in parts)      # on one core
         return sum((Bank(**part["tensors"]) for part in parts[1:]), start=Bank(**parts[0]["tensors"])).score(
             self.train.index)
@@ -458,22 +457,26 @@ class Study:
 
     def originals(self, seeds: Iterable[int]) -> None:
         """Train the original models of these seeds, on all cores; `model` then gives them."""
-        self._all(Study.original, [(seed,) for seed in seeds], "original models")
+        self.ask(Study.original, [(seed,) for seed in seeds], "original models")
 
     def oracles(self, forgets: Iterable[ForgetSet], seeds: Iterable[int]) -> None:
         """Retrain without each of these sets, for each seed, on all cores; `retrained` then gives them."""
-        self._all(Study.oracle, [(forget, seed) for forget in forgets for seed in seeds], "retrained models")
+        self.ask(Study.oracle, [(forget, seed) for forget in forgets for seed in seeds], "retrained models")
 
     def unlearn(self, cells: Iterable[Cell]) -> pd.DataFrame:
         """Run all cells, in any order and on all cores; one row each, in their order."""
         cells = list(cells)
         for cell in cells:
             identify(cell.algorithm)                         # refuses what has no identity before anything is trained
-        self.originals({cell.seed: None for cell in cells})
-        pairs = {(cell.forget.digest, cell.seed): (cell.forget, cell.seed) for cell in cells}
-        self._all(Study.oracle, list(pairs.values()), "retrained models")
-        rows = self._all(Study.run, [(c.forget, c.algorithm, c.seed, c.mia) for c in cells], "unlearning")
-        return pd.DataFrame([{"set": cell.forget.name, "seed": cell.seed, **cell.labels, **row}
+        seeds = list(dict.fromkeys(c.seed for c in cells))
+        pairs = list(dict.fromkeys((c.forget, c.seed) for c in cells))
+        originals = self.attempt(Study.original, [(seed,) for seed in seeds], "original models")
+        oracles = self.attempt(Study.oracle, pairs, "retrained models")
+        there = {*_done(seeds, originals)}, {*_done(pairs, oracles)}
+        runs = [c for c in cells if c.seed in there[0] and (c.forget, c.seed) in there[1]]
+        rows = self.attempt(Study.run, [(c.forget, c.algorithm, c.seed, c.mia) for c in runs], "unlearning")
+        self.refuse([*originals, *oracles, *rows])
+        return pd.DataFrame([{"set": cell.forget.name, "seed": cell.seed, **cell.labels, **row["values"]}
                              for cell, row in zip(cells, rows, strict=True)])
 
     def watch(self, cells: Iterable[Cell]) -> pd.DataFrame:
@@ -482,7 +485,7 @@ class Study:
         cells = list(cells)
         self.originals({cell.seed: None for cell in cells})
         self.oracles({cell.forget: None for cell in cells}, {cell.seed: None for cell in cells})
-        found = self._all(Study.dynamics, [(c.forget, c.algorithm, c.seed) for c in cells], "steps")
+        found = self.ask(Study.dynamics, [(c.forget, c.algorithm, c.seed) for c in cells], "steps")
         return pd.DataFrame([{**cell.labels, "seed": cell.seed, "step": row["step"], "part": row["part"], "of": name,
                               "accuracy": row[name], "oracle": one["oracle"][name]}
                              for cell, one in zip(cells, found, strict=True) for row in one["rows"]
@@ -495,9 +498,9 @@ class Study:
         seeds = {cell.seed: None for cell in cells}
         self.originals(seeds)
         self.oracles({cell.forget: None for cell in cells}, [*seeds, self.profile.tuning_seeds[0]])
-        self._all(Study.generator, [(forget, config, seed, number) for forget, seed in pairs for number in numbers],
+        self.ask(Study.generator, [(forget, config, seed, number) for forget, seed in pairs for number in numbers],
                   "generators")
-        found = self._all(Study.degrees, [(c.forget, c.algorithm, c.seed, config, numbers) for c in cells], "degrees")
+        found = self.ask(Study.degrees, [(c.forget, c.algorithm, c.seed, config, numbers) for c in cells], "degrees")
         return pd.DataFrame([{"set": cell.forget.name, "seed": cell.seed, **cell.labels, **row}
                              for cell, one in zip(cells, found, strict=True) for row in one["rows"]])
 
@@ -508,7 +511,7 @@ class Study:
         tasks = [(way, seed) for way in ways for seed in seeds]
         self.originals(seeds)
         self.oracles([union(forgets[:k + 1]) for k in range(len(forgets))], seeds)
-        found = self._all(Study.requests, [(forgets, ways[way][0], seed, ways[way][1]) for way, seed in tasks],
+        found = self.ask(Study.requests, [(forgets, ways[way][0], seed, ways[way][1]) for way, seed in tasks],
                           "requests")
         return pd.DataFrame([{"way": way, "seed": seed, **row} for (way, seed), one in zip(tasks, found, strict=True)
                              for row in one["rows"]])
@@ -613,35 +616,6 @@ class Study:
                              "seeds": list(self.profile.tuning_seeds), "search": tried}
         return write(self.profile.name, keys, entries, folder)
 
-    def _all(self, method: Callable, tasks: list[tuple], what: str) -> list[dict]:
-        """The cells for these arguments, read back or computed."""
-        found = [method.lookup(self, *task) for task in tasks]
-        missing = [k for k, values in enumerate(found) if values is None]
-        self.used["read back"] += len(tasks) - len(missing)
-        if not missing:
-            return found
-        with self._alone():                                  # what somebody else computed meanwhile is read back too
-            for k in missing:
-                found[k] = method.lookup(self, *tasks[k])
-            missing = [k for k, values in enumerate(found) if values is None]
-            self.used["computed"] += len(missing)
-            self.bar = self.bar if self.bar is not None else tqdm(total=0, disable=self.quiet, unit="cell")
-            self.bar.total += len(missing)
-            self.bar.set_description(what)
-            for k, values in engine.run(_compute, [(self, method.__name__, tasks[k]) for k in missing],
-                                        workers=self.profile.workers):
-                found[missing[k]] = values
-                self.bar.update()
-        return found
-
-    @contextmanager
-    def _alone(self):
-        """Two notebooks of one study take turns: each computes on all cores, and finds what the other has done."""
-        self.store.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.store.folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)                 # given back by the system even if this process is killed
-            yield
-
     def provenance(self) -> dict:
         """What is needed to say where a figure comes from."""
         package = Path(__file__).parent
@@ -650,18 +624,25 @@ class Study:
             "profile": self.profile.name,
             "commit": _git(package, "rev-parse", "HEAD"),
             "dirty": bool(_git(package, "status", "--porcelain", "--", ".", "../notebooks", "../requirements.lock")),
+            "code": self.codes(),
             "lock": hashlib.sha256(lock.read_bytes()).hexdigest()[:16] if lock.exists() else None,
             "data": {"name": self.profile.data, "train": self.train.digest, "test": self.test.digest},
             "forget sets": dict(self.splits),
             "seeds": list(self.profile.seeds),
             "tuning seeds": list(self.profile.tuning_seeds),
-            "device": "cpu",
+            "device": self.identity["device"],
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "versions": {"python": platform.python_version()} | {
                 name: version(name) for name in ("torch", "numpy", "scikit-learn", "pandas")},
-            "cells": dict(self.used),
+            "notebook": notebook(),
+            "cells": self.count(),
             "seconds": round(time.time() - self.started, 1),
         }
+
+
+def _done(tasks: list, cells: list) -> list:
+    """Those of the tasks whose cells did not fail."""
+    return [task for task, cell in zip(tasks, cells, strict=True) if not isinstance(cell, Failure)]
 
 
 @cache
@@ -675,10 +656,6 @@ def _shared(profile: Profile, home: Path) -> Study:
     if not known:
         known["study"] = Study(profile, quiet=True, home=home)
     return known["study"]
-
-
-def _compute(study: Study, method: str, task: tuple) -> dict:
-    return getattr(study, method)(*task)
 
 
 def find_home() -> Path:

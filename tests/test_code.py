@@ -33,8 +33,8 @@ EDITS = {
     "new algorithm": ("algorithms/gradient.py", "@dataclass(frozen=True)\nclass NegGrad(",
                       "class New(Finetune):\n    pass\n\n\n@dataclass(frozen=True)\nclass NegGrad(", set()),
     "new import": ("train.py", "import math", "import bisect\nimport math", set()),
-    "variable named like a function": ("metrics.py", "def accuracies(model: nn.Module, sets",
-                                       "def accuracies(model: nn.Module, parts", set()),
+    "variable named like a function": ("metrics.py", "def disagreements(a: nn.Module, b: nn.Module, sets",
+                                       "def disagreements(a: nn.Module, b: nn.Module, parts", set()),
     "how data is loaded": ("data.py", 'if name == "digits":', 'if name in ("digits", "8x8"):', set()),
     "how cells are kept": ("cells.py", "indent=1", "indent=2", set()),
     "where work runs": ("engine.py", 'workers == 1', 'workers in (0, 1)', set()),
@@ -134,6 +134,7 @@ def test_a_definition_that_is_not_there_is_refused():
 MINE = '''
 import rumlib as rum
 from dataclasses import dataclass
+from rumlib.cells import remembered
 
 STRENGTH = 2.0
 NAMES = {"a", "b", "c", "d", "e"}
@@ -155,6 +156,16 @@ class Mine(rum.Finetune):
 
 def make_model():
     return rum.mlp(hidden=(4,))
+
+class MyStudy(rum.Study):
+    """With a kind of cell of its own."""
+
+    @remembered
+    def double(self, number: int) -> dict:
+        return {"value": helper(number) + self.one()}
+
+    def one(self):
+        return 1.0
 '''
 
 
@@ -180,6 +191,18 @@ def mine(old="", new=""):
         "base"])
 def test_an_edit_of_a_user_s_own_code(old, new, same):
     assert (code_of(mine(old, new)["Mine"]) == code_of(mine()["Mine"])) == same
+
+
+@pytest.mark.parametrize("old, new, value", [
+    ("", "", 7.0), ("self.one()}", "2 * self.one()}", 8.0), ("return 1.0", "return 3.0", 9.0),
+    ("return STRENGTH * x", "return x", 4.0), ("return -x", "return x", 7.0)])
+def test_a_user_s_own_kind_of_cell(old, new, value, tmp_path):
+    """Computed once, and again if its code, a method or a function that it needs was edited."""
+    first = mine()["MyStudy"]("smoke", quiet=True, home=tmp_path)
+    assert first.double(3)["value"] == first.double(3)["value"] == 7.0 and first.used["computed"] == 1
+    study = mine(old, new)["MyStudy"]("smoke", quiet=True, home=tmp_path)
+    assert study.double(3)["value"] == value
+    assert study.used["computed"] == (old not in ("", "return -x"))
 
 
 def test_a_user_s_code_depends_on_what_it_uses_of_the_package(monkeypatch, tmp_path):

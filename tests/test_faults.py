@@ -1,0 +1,348 @@
+"""Failures, killed processes, full disks and damaged files: afterwards the same command completes, with the results of
+an undisturbed run."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+
+import rumlib as rum
+from rumlib import cells
+from rumlib.cells import CellsFailed, Store, digest_of
+
+TINY = replace(
+    rum.profile("smoke"), name="tiny", options=dict(n=150, n_test=60), make_model=partial(rum.mlp, hidden=(8,)),
+    recipe=rum.Recipe(epochs=3, lr=0.1, batch_size=32), score_models=24, fraction=0.5, set_size=10,
+    seeds=(0, 1, 2), tuning_seeds=(100,))
+finetune = rum.Finetune(epochs=1, lr=0.1, batch_size=32)
+ALGORITHMS = {"FT": finetune, "NG+": rum.NegGradPlus(epochs=1, lr=0.05, batch_size=32),
+              "RUM": rum.RUM(rum.Shuffled(2), (finetune, rum.Keep()))}
+
+
+@pytest.fixture(autouse=True)
+def serial(monkeypatch):
+    monkeypatch.setenv("RUM_ENGINE", "serial")
+
+
+def open_study(home, profile=TINY):
+    return rum.Study(profile, quiet=True, home=home)
+
+
+def small(home, profile=TINY):
+    """The rows of a small study: a bank, 3 originals, 12 oracles, 36 runs."""
+    study = open_study(home, profile)
+    rows = study.unlearn(rum.Cell(forget, algorithm, seed, {"level": level, "algorithm": name})
+                         for level, forget in study.levels().items() for name, algorithm in ALGORITHMS.items()
+                         for seed in study.profile.seeds)
+    return rows.drop(columns="seconds")
+
+
+def few(study, *algorithms, seeds=(0, 1)):
+    forget = rum.ForgetSet("mine", study.train.index[:10])
+    return study.unlearn(rum.Cell(forget, algorithm, seed) for algorithm in algorithms for seed in seeds)
+
+
+def files(home, pattern):
+    return sorted((home / "runs" / "tiny" / "cells").glob(pattern))
+
+
+def contents(home):
+    """kind/key -> (values without times, bytes of the tensors)."""
+    found = {}
+    for path in files(home, "*/*.json"):
+        values = json.loads(path.read_text())["values"]
+        tensors = path.with_suffix(".safetensors")
+        found[f"{path.parent.name}/{path.stem}"] = (
+            {name: value for name, value in values.items() if not name.endswith("seconds")},
+            tensors.read_bytes() if tensors.exists() else None)
+    return found
+
+
+# -- Killed at any moment ---------------------------------------------------------------------------------------------
+
+
+def harass(home, undisturbed):
+    """Run the small study once undisturbed; then start it again and again elsewhere, and kill it at random moments, at
+    least 20 times and until it has finished something. In a process of its own, which forks once all is imported."""
+    rum.load("digits")
+    chance, kills, home = random.Random(0), 0, Path(home)
+    began = time.perf_counter()
+    small(undisturbed)
+    taken = time.perf_counter() - began
+    while kills < 20 or len(finished(home)) < 10:
+        child = os.fork()
+        if not child:
+            small(home)
+            os._exit(0)
+        time.sleep(chance.uniform(0, taken / 6))
+        os.kill(child, signal.SIGKILL)
+        kills += os.waitpid(child, 0)[1] == signal.SIGKILL
+    print(kills)
+
+
+def finished(home):
+    return files(home, "*/*.json") + files(home, "*/*.safetensors")
+
+
+def elsewhere(call):
+    """A process that runs this call of a function of this file."""
+    return subprocess.Popen([sys.executable, "-c", f"import test_faults\ntest_faults.{call}"], text=True,
+                            stdout=subprocess.PIPE, cwd=Path(__file__).parent,
+                            env={**os.environ, "PYTHONPATH": f"{Path(rum.__file__).parents[1]}"})
+
+
+def test_killed_and_damaged_it_completes_with_the_same_results(tmp_path):
+    """SIGKILL at 20 random moments, then 5 random finished files corrupted, then once through."""
+    home, undisturbed = tmp_path / "home", tmp_path / "undisturbed"
+    kills, _ = elsewhere(f"harass({str(home)!r}, {str(undisturbed)!r})").communicate()
+    assert int(kills) >= 20
+    damaged = random.Random(0).sample(finished(home), 5)
+    for path, damage in zip(damaged, (cut, empty, flip, flip, flip), strict=True):
+        damage(path)
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        rows = small(home)
+    assert len({path.stem for path in damaged}) == len([w for w in said if "damaged" in str(w.message)])
+    pd.testing.assert_frame_equal(rows, small(undisturbed), check_exact=True)
+    assert contents(home) == contents(undisturbed)
+    assert not files(home, "*/.*") and not files(home, "*/*.failed")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flip(path):
+    """One bit, in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def lose(path):
+    path.unlink()
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RUM_ENGINE", "serial")
+        home = tmp_path_factory.mktemp("home")
+        few(open_study(home), finetune)
+    return home
+
+
+@pytest.mark.parametrize("damage", [cut, empty, flip, lose])
+@pytest.mark.parametrize("kind, ending", [("run", "json"), ("oracle", "json"), ("oracle", "safetensors"),
+                                          ("original", "safetensors")])
+def test_a_damaged_file_of_any_kind_is_computed_again(kind, ending, damage, done, tmp_path):
+    home = tmp_path / "home"
+    shutil.copytree(done, home)
+    path = files(home, f"{kind}/*.{ending}")[0]
+    damage(path)
+    study = open_study(home)
+    if (damage, ending) == (lose, "json"):
+        few(study, finetune)
+    else:
+        with pytest.warns(UserWarning, match=f"{path.stem}.json is damaged.*set aside.*computed again"):
+            few(study, finetune)
+        aside = path.with_name(f"{path.name}.damaged")
+        assert aside.exists() or damage is lose
+    assert contents(home) == contents(done) and study.used["computed"] == 1
+
+
+def test_any_flipped_bit_is_noticed(done, tmp_path):
+    """Anywhere in the file of a cell, also where its identity stands; if it still is whole, its content is the same."""
+    path = files(done, "run/*.json")[0]
+    data, whole = path.read_bytes(), cells.parse(path.read_bytes(), path.stem)
+    for place in range(0, len(data), 7):
+        changed = bytearray(data)
+        changed[place] ^= 1 << place % 8
+        try:
+            found = cells.parse(bytes(changed), path.stem)
+        except ValueError:
+            continue
+        assert found == whole
+
+
+# -- Disks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no disk that is always full")
+def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path):
+    study = open_study(tmp_path)
+    few(study, finetune, seeds=(0,))
+    before = contents(tmp_path)
+    who = rum.Study.original.identity(study, 1)
+    key = digest_of(who)
+    temporary = study.store.path("original", key).with_name(f".{key}.safetensors.{cells._host()}.{os.getpid()}")
+    temporary.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=rf"disk that holds {study.store.folder}/original is full.*run again"):
+        few(study, finetune, seeds=(1,))
+    assert contents(tmp_path) == before and not files(tmp_path, "*/.*")
+    few(open_study(tmp_path), finetune, seeds=(1,))
+    assert len(contents(tmp_path)) == 2 * len(before)
+
+
+def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path):
+    store = Store(tmp_path)
+    store.write("kind", {"what": "test"}, {"a": 1})
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    here, folder = cells._host(), tmp_path / "kind"
+    names = {f".a.json.{here}.{gone.pid}": False, f".b.json.{here}.{os.getpid()}": True, ".c.json.ffffff.1": True,
+             ".d.json.ffffff.2": False, ".notes": True}
+    for name in names:
+        (folder / name).write_text("half")
+    os.utime(folder / ".d.json.ffffff.2", (0, 0))            # of another machine, long ago
+    store.sweep()
+    assert {name: (folder / name).exists() for name in names} == names
+    assert store.read("kind", digest_of({"what": "test"}))["values"] == {"a": 1}
+
+
+# -- Failures ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fails(rum.Finetune):
+    """Raises on some seeds, as long as the file `switch` is there."""
+
+    switch: str = ""
+    on: tuple[int, ...] = (1,)
+
+    def __call__(self, model, forget, retain, *, seed=0, only=None):
+        if seed in self.on and Path(self.switch).exists():
+            raise KeyError(f"nothing known of {seed}")
+        return super().__call__(model, forget, retain, seed=seed, only=only)
+
+
+def test_a_failing_cell_is_named_the_others_go_on_and_it_is_tried_again(tmp_path):
+    switch = tmp_path / "switch"
+    switch.touch()
+    fails = Fails(epochs=1, lr=0.1, batch_size=32, switch=str(switch))
+    study = open_study(tmp_path)
+    with pytest.raises(CellsFailed, match=r"1 of .* cells failed(.|\n)*run\(ForgetSet.*Fails(.|\n)*nothing known of 1"
+                                          r".*\(test_faults.py:\d+ in __call__\)") as problem:
+        few(study, fails, finetune)
+    assert "Traceback" in problem.value.__notes__[0]
+    assert study.used["failed"] == 1 and study.provenance()["cells"]["failed"] == 1
+    assert len(files(tmp_path, "run/*.json")) == 3
+    [record] = files(tmp_path, "run/*.failed")
+    found = json.loads(record.read_text())
+    assert digest_of(found["identity"]) == record.stem and "nothing known of 1" in found["problem"]
+    switch.unlink()
+    again = open_study(tmp_path)
+    assert len(few(again, fails, finetune)) == 4
+    assert {k: again.used[k] for k in ("computed", "retried", "failed")} == {"computed": 1, "retried": 1, "failed": 0}
+    assert not files(tmp_path, "*/*.failed")
+
+
+def fragile():
+    """A network that cannot be made from seed 1."""
+    if torch.initial_seed() == 1:
+        raise MemoryError("no such network")
+    return rum.mlp(hidden=(8,))
+
+
+def test_what_needs_a_failed_cell_is_not_tried_and_the_rest_goes_on(tmp_path):
+    study = open_study(tmp_path, replace(TINY, make_model=fragile))
+    with pytest.raises(CellsFailed, match=r"2 of 5 cells failed(.|\n)*original\(1\)(.|\n)*oracle\(.*no such network"):
+        few(study, finetune)                                 # two originals, two oracles, and one run that could be
+    assert len(files(tmp_path, "run/*.json")) == 1 and not files(tmp_path, "run/*.failed")
+    assert len(files(tmp_path, "*/*.failed")) == 2
+
+
+# -- Workers ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Killed(rum.Finetune):
+    """Kills the process that it runs in: the first `times`, and never the one that started it."""
+
+    folder: str = ""
+    times: int = 1
+    parent: int = 0
+
+    def __call__(self, model, forget, retain, *, seed=0, only=None):
+        marks = len(list(Path(self.folder).glob("mark*")))
+        if seed == 1 and marks < self.times and os.getpid() != self.parent:
+            Path(self.folder, f"mark{marks}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(model, forget, retain, seed=seed, only=only)
+
+
+def killed(tmp_path, times):
+    study = open_study(tmp_path, replace(TINY, workers=2))
+    few(study, finetune, seeds=(0, 1, 2))                    # what they need, so that only runs are tasks
+    return study, Killed(epochs=1, lr=0.1, batch_size=32, folder=str(tmp_path), times=times, parent=os.getpid())
+
+
+def test_the_tasks_of_a_killed_worker_are_tried_once_more(tmp_path, monkeypatch):
+    monkeypatch.setenv("RUM_ENGINE", "loky")
+    study, algorithm = killed(tmp_path, times=1)
+    with pytest.warns(UserWarning, match="a worker was killed; . of 3 tasks are tried once more"):
+        rows = few(study, algorithm, seeds=(0, 1, 2))
+    undisturbed = few(study, replace(algorithm, times=0), seeds=(0, 1, 2))
+    pd.testing.assert_frame_equal(rows.drop(columns="seconds"), undisturbed.drop(columns="seconds"), check_exact=True)
+    assert 1 <= study.used["retried"] <= 3
+
+
+def test_a_worker_that_is_killed_again_ends_the_run_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setenv("RUM_ENGINE", "loky")
+    study, algorithm = killed(tmp_path, times=2)
+    with (pytest.warns(UserWarning, match="once more"),
+          pytest.raises(RuntimeError, match=r"killed twice.*of 3 tasks are left.*fewer processes.*now 2")):
+        few(study, algorithm, seeds=(0, 1, 2))
+    assert len(few(open_study(tmp_path), algorithm, seeds=(0, 1, 2))) == 3
+
+
+def test_two_runs_in_one_folder_share_the_work(tmp_path):
+    runs = [elsewhere(f"counted({str(tmp_path)!r}, {k})") for k in range(2)]
+    assert [run.wait() for run in runs] == [0, 0]
+    found = [json.loads((tmp_path / f"used{k}.json").read_text()) for k in range(2)]
+    there = len(files(tmp_path, "*/*.json"))
+    assert sum(used["computed"] for used in found) == there == 1 + 1 + 1 + 2
+    assert all(used["computed"] + used["read back"] == there for used in found)
+
+
+def counted(home, k):
+    study = open_study(home)
+    assert len(study.score.values) == 150
+    few(study, finetune, seeds=(0,))
+    few(study, rum.Keep(), seeds=(0,))
+    Path(home, f"used{k}.json").write_text(json.dumps(study.used))
+
+
+def test_a_worker_that_finds_other_code_refuses(tmp_path, monkeypatch):
+    """As where a file was edited after the process that asked had read it."""
+    monkeypatch.setenv("RUM_ENGINE", "loky")
+    study = open_study(tmp_path, replace(TINY, workers=2))
+    study.identity["recipe"] = "another one"
+    with pytest.raises(RuntimeError, match=r"a worker finds another study.recipe for original.*Start it again"):
+        study.originals([0, 1])
+
+
+def test_weights_survive_the_way_through_a_file(done):
+    study = open_study(done)
+    key = digest_of(rum.Study.original.identity(study, 0))
+    data = safetensors.torch.load_file(study.store.path("original", key).with_suffix(".safetensors"))
+    fresh = rum.fit(TINY.make_model, study.train, TINY.recipe, seed=0).state_dict()
+    assert all(torch.equal(data[f"weights/{name}"], value) for name, value in fresh.items())
