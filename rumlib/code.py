@@ -110,7 +110,7 @@ class Package:
         """(text, names of the definitions that it names itself) of a definition, of a member of a class, or of a
         module, which names all that it defines."""
         if name in self.texts:
-            return name, {f"{name}.{bound}".removesuffix(".") for bound in self.module(name).defined}
+            return name, {f"{name}.{bound}" for bound in self.module(name).defined}
         home, (top, *member) = self._split(name)
         module = self.module(home)
         statements = module.defined[top]
@@ -126,10 +126,12 @@ class Package:
             for root, *rest in sorted(_chains(statement, known=frozenset(selves or ()))):
                 if owner and (root in selves or root == "super"):
                     found |= self._members(owner, rest, above=root == "super")
-                elif root in known or root in module.defined:
-                    target = ".".join((known.get(root, f"{home}.{root}"), *rest))
-                    found |= {self._follow(target)} - {None}
-                    text += f"{root}={known[root]};" if root in known else ""
+                    continue
+                if root in module.defined:
+                    found.add(f"{home}.{root}")
+                if root in known:
+                    found |= {self._follow(".".join((known[root], *rest)))} - {None}
+                    text += f"{root}={known[root]};"
         return text, found
 
     def _split(self, name: str) -> tuple[str, list[str]]:

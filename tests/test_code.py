@@ -95,6 +95,74 @@ def test_an_edit_changes_what_depends_on_it_and_nothing_else(file, old, new, exp
     assert {name for name, full in NAMED.items() if copy.code(full) != before[name]} == expected
 
 
+def test_what_a_small_package_reaches(tmp_path):
+    """Every way of naming a definition, one by one."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("from small.a import f as exported\n")
+    (folder / "a.py").write_text("def f(x=1):\n    return x\n\ndef g():\n    return f\n\nLIMIT = 3\nTABLE = [g]\n")
+    (folder / "loose.py").write_text("import sys\nsys.setrecursionlimit(100)\ndef h():\n    pass\n")
+    (folder / "b.py").write_text('''
+import small
+import small.a as renamed
+from small import a, loose
+from small.a import LIMIT as MOST, f, g
+
+class Base:
+    def of_base(self): return g()
+
+class Below(Base):
+    kept = MOST
+    def own(self): return self.kept
+    def inherited(self): return self.of_base()
+    def above(self): return super().of_base()
+    def given_away(self): return print(self)
+    def other(self): return a.TABLE
+
+def by_name(): return f()
+def by_module(): return a.f()
+def by_new_name(): return renamed.LIMIT
+def by_package(): return small.exported()
+def by_annotation(x: Base): pass
+def by_default(x=MOST): pass
+def by_decorator():
+    @f
+    def inner(): pass
+def by_local_import():
+    from small.a import g as mine
+    return mine()
+def by_nesting(): return lambda: [g() for _ in ()]
+def by_statement(): return loose.h()
+def by_whole_module(): return print(loose)
+def own_variable(f):
+    g = f
+    return g
+def own_of_inner():
+    def inner(f): return f
+    return f
+try:
+    import fast
+except ImportError:
+    fast = f
+def either(): return fast
+''')
+    package = Package(folder)
+    reached = {name: {n.removeprefix("small.") for n in package.reached(f"small.b.{name}")} - {f"b.{name}"}
+               for name in ("by_name", "by_module", "by_new_name", "by_package", "by_annotation", "by_default",
+                            "by_decorator", "by_local_import", "by_nesting", "by_statement", "by_whole_module",
+                            "own_variable", "own_of_inner", "either", "Below.own", "Below.inherited", "Below.above",
+                            "Below.given_away", "Below.other")}
+    g = {"a.g", "a.f"}
+    assert reached == {
+        "by_name": {"a.f"}, "by_module": {"a.f"}, "by_new_name": {"a.LIMIT"}, "by_package": {"a.f"},
+        "by_annotation": {"b.Base", *g}, "by_default": {"a.LIMIT"}, "by_decorator": {"a.f"}, "by_local_import": g,
+        "by_nesting": g, "by_statement": {"loose.h", "loose."}, "by_whole_module": {"loose", "loose.h", "loose."},
+        "own_variable": set(), "own_of_inner": {"a.f"}, "either": {"b.fast", "a.f"},
+        "Below.own": {"b.Below.kept", "a.LIMIT"}, "Below.inherited": {"b.Base.of_base", *g},
+        "Below.above": {"b.Base", *g}, "Below.given_away": {"b.Below", "b.Base", "a.LIMIT", "a.TABLE", *g},
+        "Below.other": {"a.TABLE", *g}}
+
+
 @pytest.mark.parametrize("edit, same", [("docstring", True), ("comment", True), ("layout", True), ("body", False),
                                         ("new function", False), ("where work runs", False)])
 def test_the_hash_of_the_package_is_of_all_its_code(edit, same, tmp_path):

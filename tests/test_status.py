@@ -13,6 +13,7 @@ import nbformat
 import pytest
 
 import rumlib as rum
+from rumlib import status
 from rumlib.cells import CellsFailed, digest_of, notebook
 from rumlib.code import Package
 from rumlib.status import clean_stale, main, survey, table
@@ -146,12 +147,13 @@ def test_an_edit_makes_exactly_the_cells_stale_that_depend_on_it(file, old, new,
     copy = Package(tmp_path / "rumlib")
     monkeypatch.setattr("rumlib.code.PACKAGE", copy)
     monkeypatch.setattr("rumlib.status.PACKAGE", copy)
-    monkeypatch.setattr("rumlib.status._present", lambda name: copy.code(name) if name in copy else None)
+    status._present.cache_clear()
     cells = survey(opened(home))
     expected = {"done": 14 - stale, "stale": stale, "missing": stale}
     assert states(cells) == {state: count for state, count in expected.items() if count}
     clean_stale(opened(home))
     assert len(list((home / "runs/tiny/cells").glob("*/*.json"))) == 14 - stale
+    status._present.cache_clear()
 
 
 COUNT = """
