@@ -27,6 +27,7 @@ INK = "#333333"
 COLOURS = {
     "Fine-tune": "#0072B2", "L1-sparse": "#56B4E9", "NegGrad": "#999999", "NegGrad+": "#E69F00",
     "SCRUB": "#009E73", "Random label": "#D55E00", "SalUn": "#CC79A7",
+    "Top-K": "#009E73", "Random-k": "#56B4E9", "Global noise": "#E69F00",
     "low": "#56B4E9", "medium": "#E69F00", "high": "#D55E00",
     "once": "#BBBBBB", "once, 3x epochs": "#555555", "shuffled": "#56B4E9", "RUM^F low to high": "#0072B2",
     "RUM^F high to low": "#E69F00", "mixed RUM": "#009E73",
@@ -165,9 +166,10 @@ def gallery(groups: Mapping[str, Sequence[tuple]], *, title: str = "") -> Figure
 
 def scatter(x: Sequence[float], y: Sequence[float], *, ax: Axes | None = None, xlabel: str = "", ylabel: str = "",
             title: str = "") -> Axes:
-    """Points for many examples, faint where they overlap."""
+    """Points; many of them are small, and faint where they overlap."""
     ax = ax or plt.subplots(figsize=(4, 3.4))[1]
-    ax.scatter(x, y, s=7, color=SPARE[0], alpha=0.3, linewidths=0, rasterized=True)
+    size, alpha = (7, 0.3) if len(x) > 100 else (22, 0.8)
+    ax.scatter(x, y, s=size, color=SPARE[0], alpha=alpha, linewidths=0, rasterized=True)
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     return ax
 

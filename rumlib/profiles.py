@@ -150,7 +150,6 @@ LAPTOP = Profile(
     classes=dict(                                            # clean digits: noisy ones leave too little to tell apart;
         options=dict(noise=0.0, flips=0.0),                  # depth: a projection needs more than one hidden layer
         make_model=partial(small_resnet, shape=(1, 8, 8), widths=(16, 32, 64)),
-        recipe=Recipe(epochs=8, lr=0.1, batch_size=64, schedule="linear", warmup=0.1),
         tuning_seeds=(100,)),
 )
 

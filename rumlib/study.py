@@ -421,6 +421,14 @@ class Study(Remembering):
         self.splits[name] = chosen.digest
         return chosen
 
+    def class_set(self, c: int) -> ForgetSet:
+        """All of a class as a forget set; memorization is not asked for."""
+        gone, _ = self.train.split_classes(c)
+        name = self.train.names[c] if c < len(self.train.names) else c
+        chosen = ForgetSet(f"class {name}", gone.index.sort().values)
+        self.splits[chosen.name] = chosen.digest
+        return chosen
+
     def levels(self) -> dict[str, ForgetSet]:
         """Forget sets of low, medium and high memorization, and RUM's mix of all three."""
         size = self.profile.set_size
