@@ -192,17 +192,15 @@ def parse(text: bytes, key: str) -> dict:
 def put(path: Path, data: bytes) -> None:
     """Write a file so that after any interruption, of the machine too, it is there as a whole or not at all. Raises
     OSError, naming folder and remedy, if the disk is full."""
-    if not path.parent.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sync(path.parent.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as problem:
+        os.replace(temporary, path)                          # the folder is not forced to the disk: this would take
+    except BaseException as problem:                         # twice as long again, to save the last cells from a crash
         temporary.unlink(missing_ok=True)
         if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(path.parent).free
@@ -210,15 +208,6 @@ def put(path: Path, data: bytes) -> None:
                           f"{len(data) / 1e6:.1f} MB were to be written. What is finished is kept; make room there and "
                           f"run again") from problem
         raise
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)                # a new name is durable once its folder is
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @cache
