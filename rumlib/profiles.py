@@ -48,6 +48,7 @@ class Profile:
     bands            by distance from the centroid, for controlled entanglement
     budgets          epochs of unlearning that are compared; rates: the learning rates tried at each
     rum_budget       epochs per step in the RUM study; rum_rates: the learning rates tried there
+    verdict_seeds    of the verdict on refinement at equal steps: more than elsewhere, so that intervals are narrow
     algorithms       label -> algorithm, without its learning rate and epochs
     further          label -> (algorithm, field -> values tried), those that a table of all methods adds to these
     classes          what is different where whole classes are unlearned: fields of a profile
@@ -69,6 +70,7 @@ class Profile:
     ascent_rates: tuple[float, ...] = ()
     rum_budget: int = 3
     rum_rates: tuple[float, ...] = ()
+    verdict_seeds: int = 24
     algorithms: Mapping[str, Algorithm | SalUn] = field(default_factory=dict)
     further: Mapping[str, tuple[Callable, Mapping]] = field(default_factory=dict)
     classes: Mapping[str, object] = field(default_factory=dict)
@@ -169,6 +171,7 @@ SMOKE = replace(
     ascent_rates=(0.003,),
     rum_budget=1,
     rum_rates=(0.1,),
+    verdict_seeds=2,
     workers=1,                                               # starting processes would take longer than the work
     seeds=(0, 1),
     tuning_seeds=(100,),
@@ -188,6 +191,7 @@ CIFAR10_SMALL = Profile(
     rates={3: (0.02, 0.08)},
     ascent_rates=(0.001, 0.01),
     rum_rates=(0.02, 0.08),
+    verdict_seeds=6,
     algorithms=algorithms(batch_size=64),
     further=further(batch_size=64),
     seeds=(0, 1, 2),

@@ -113,19 +113,27 @@ class Cell:
 
 
 def vary(algorithm, **changes):
-    """The algorithm with other values for some fields; wrappers and RUMs pass them on to the algorithms inside."""
+    """The algorithm with other values for some fields; wrappers and RUMs pass them on to what has them inside."""
     if not is_dataclass(algorithm):
         raise TypeError(f"{algorithm!r} has no fields that could vary; make it a frozen dataclass")
     own = {f.name for f in fields(algorithm)}
     if set(changes) <= own:
         return replace(algorithm, **changes)
-    if "inner" in own:
-        return replace(algorithm, inner=vary(algorithm.inner, **changes))
-    if "steps" in own:
-        return replace(algorithm, steps=tuple(vary(step, **changes) for step in algorithm.steps))
     if not own:
         return algorithm                                     # Keep has nothing to vary
-    raise ValueError(f"{algorithm!r} has no field {', '.join(set(changes) - own)}")
+    missing = [name for name in changes if not _knows(algorithm, name)]
+    if missing:
+        raise ValueError(f"{algorithm!r} has no field {', '.join(missing)}")
+    if "inner" in own:
+        return replace(algorithm, inner=vary(algorithm.inner, **changes))
+    return replace(algorithm, steps=tuple(vary(step, **{name: value for name, value in changes.items()
+                                                        if _knows(step, name)}) for step in algorithm.steps))
+
+
+def _knows(algorithm, name: str) -> bool:
+    inside = (getattr(algorithm, "inner", None), *getattr(algorithm, "steps", ()))
+    own = is_dataclass(algorithm) and name in {f.name for f in fields(algorithm)}
+    return own or any(_knows(part, name) for part in inside if part is not None)
 
 
 def _set(algorithm, setting: Mapping):

@@ -280,6 +280,27 @@ def test_a_chosen_rum_is_in_the_row(study):
     assert row["order"] == [1, 0] and set(row["chosen"]) <= {repr(finetune), repr(rum.Keep())}
 
 
+def test_rows_of_a_whole_class_say_more(study):
+    forget = study.class_set(3)
+    row = study.unlearn([rum.Cell(forget, finetune, 0)]).iloc[0]
+    gone, kept = study.split(forget)
+    model, oracle = finetune(study.model(0), gone, kept, seed=0), study.retrained(forget, 0)[0]
+    found = rum.class_accuracies(model, study.test, [3])
+    assert (row["test_forget"], row["test_retain"]) == (found["forget"], found["retain"])
+    assert row["class_mia"] == rum.class_mia(model, gone, kept, study.test)
+    assert row["similarity_test"] == pytest.approx(rum.similarity(model, oracle, study.test), abs=1e-5)
+    assert forget.name == "class 3" and study.provenance()["forget sets"]["class 3"] == forget.digest
+    other = study.unlearn([rum.Cell(forget_set(study, 0), finetune, 0)])
+    assert "test_forget" not in other                        # its classes are retained too
+
+
+def test_a_model_that_was_kept_has_unlearned_nothing(study):
+    config = rum.SPDGAN(epochs=1, width=2, blocks=1)
+    rows = study.depth([rum.Cell(forget_set(study, 0), rum.Keep(), 0, {"way": "keep"})], config, numbers=(0, 1))
+    assert rows["probe"].tolist() == ["clean", "shifted 0", "noise 0", "shifted 1", "noise 1"]
+    assert (rows[["degree", "on_test", "on_retain", "adjusted", "adjusted_retain"]] == 0).all(axis=None)
+
+
 def test_requests_come_one_after_the_other(study):
     """Retraining after each request, at the seed of its place, is what the oracle of another seed is compared with."""
     forgets = [forget_set(study, k, f"request {k}") for k in range(3)]
