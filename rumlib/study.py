@@ -131,9 +131,10 @@ def vary(algorithm, **changes):
 
 
 def _knows(algorithm, name: str) -> bool:
-    inside = (getattr(algorithm, "inner", None), *getattr(algorithm, "steps", ()))
-    own = is_dataclass(algorithm) and name in {f.name for f in fields(algorithm)}
-    return own or any(_knows(part, name) for part in inside if part is not None)
+    """Whether the algorithm, or one inside it, has that field."""
+    own = {f.name for f in fields(algorithm)} if is_dataclass(algorithm) else set()
+    inside = [algorithm.inner] if "inner" in own else algorithm.steps if "steps" in own else []
+    return name in own or any(_knows(part, name) for part in inside)
 
 
 def _set(algorithm, setting: Mapping):
