@@ -314,10 +314,14 @@ def _folder(root: Path, part: str, **select) -> Examples:
 
 
 def _torchvision(name: str, root: Path, download: bool) -> tuple[Examples, Examples]:
-    """torchvision's own files, read only after their published checksum was found right."""
+    """torchvision's own files. Those of CIFAR are pickles, read only after their published checksum was found right."""
     import torchvision.datasets as sets
 
     kind = {"cifar10": sets.CIFAR10, "cifar100": sets.CIFAR100, "fashion_mnist": sets.FashionMNIST}[name]
+    old = root / kind.__name__ / "processed"
+    if old.exists():
+        raise ValueError(f"{old} holds pickles of an old torchvision, which are not read: delete it, and load with "
+                         f"download=True")
     try:
         parts = [kind(str(root), train=train, download=download) for train in (True, False)]
     except RuntimeError as problem:

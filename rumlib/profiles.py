@@ -34,6 +34,7 @@ from rumlib.algorithms import (
 )
 from rumlib.data import load
 from rumlib.models import Factory, mlp, small_resnet
+from rumlib.names import plain_name
 from rumlib.train import Recipe
 
 
@@ -75,6 +76,9 @@ class Profile:
     workers: int = -1
     seeds: tuple[int, ...] = tuple(range(8))
     tuning_seeds: tuple[int, ...] = tuple(range(100, 103))
+
+    def __post_init__(self):
+        plain_name(self.name, "a profile")                   # of its folders in runs/ and figures/
 
     def grid(self, name: str, budget: int) -> tuple[float, ...]:
         """The learning rates tried for the algorithm of that label at that budget."""
