@@ -75,8 +75,8 @@ def test_a_run_on_a_cluster_starts_one_for_all_notebooks(home, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (("labtop",), "unknown profile 'labtop'; choose one of smoke, laptop, "), (("smoke", "two"), "SEEDS='2 4'; got 'two'"),
-    (("smoke", "0"), "at least 1 seed; got 0")])
+    (("labtop",), "unknown profile 'labtop'; choose one of smoke, laptop, "),
+    (("smoke", "two"), "SEEDS='2 4'; got 'two'"), (("smoke", "0"), "at least 1 seed; got 0")])
 def test_what_cannot_be_run_is_one_line(arguments, words, tmp_path):
     done = paper(tmp_path, *arguments)
     assert done.returncode == 1 and done.stdout == "" and words in done.stderr and done.stderr.count("\n") == 1
