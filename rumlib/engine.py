@@ -56,7 +56,7 @@ def run(function: Callable, tasks: list[tuple], *, workers: int = -1, gpu: bool 
     before anything is sent if the processes of a cluster do not run this very code.
     """
     name = engine()
-    if name == "dask":
+    if name == "dask" and tasks:
         yield from _on_dask(function, tasks, workers, gpu, again)
     elif name == "serial" or workers == 1 or len(tasks) == 1:
         yield from (_one(function, k, task) for k, task in enumerate(tasks))
@@ -97,7 +97,8 @@ def _given_up(often: str, left: int, tasks: int, workers: int) -> str:
 
 def _on_dask(function: Callable, tasks: list[tuple], workers: int, gpu: bool,
              again: Callable) -> Iterator[tuple[int, object]]:
-    where = os.environ.get("DASK_SCHEDULER_ADDRESS"), effective_n_jobs(workers)
+    address = os.environ.get("DASK_SCHEDULER_ADDRESS")
+    where = address, None if address else effective_n_jobs(workers)
     if _client(*where).status == "closed":                   # its scheduler has gone; there may be a new one
         _client.cache_clear()
     client = _client(*where)
@@ -130,8 +131,8 @@ def share() -> None:
 
 
 @cache
-def _client(address: str | None, workers: int):
-    """A connection, one for all runs of this process, to that scheduler, or to a cluster of its own."""
+def _client(address: str | None, workers: int | None):
+    """A connection, one for all runs of this process, to that scheduler, or to a cluster of so many workers here."""
     try:
         from distributed import Client, LocalCluster
     except ImportError as problem:
