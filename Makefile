@@ -1,4 +1,5 @@
 # make paper   run the whole study: executed notebooks in runs/$(PROFILE)/, tables and figures in figures/$(PROFILE)/
+# make grid    the same for each of several profiles and numbers of seeds: make grid PROFILES="smoke laptop" SEEDS="2 4"
 # make test    ruff, unit, property and parity tests, every notebook at the smoke profile, nbval over the kept outputs
 # make lab     open the notebooks in JupyterLab
 # make site    the executed notebooks as web pages in site/
@@ -10,12 +11,15 @@
 # make clean   remove everything that a run made (not .venv)
 #
 # PROFILE=smoke | laptop | cifar10-small          how big a study (rumlib/profiles.py)
+# RUM_ENGINE=loky | serial | dask                  where the work runs (rumlib/engine.py): Dask for clusters
 # PYTHON=/path/to/python                          use an environment that exists and install nothing
 
-.PHONY: paper test lab site bench status clean-stale verify clean keep lock
+.PHONY: paper grid test lab site bench status clean-stale verify clean keep lock
 .DEFAULT_GOAL := paper
 
 PROFILE ?= laptop
+PROFILES ?= $(PROFILE)
+SEEDS ?= 2 4 8
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
 EXECUTED = $(NOTEBOOKS:notebooks/%=runs/$(PROFILE)/%)
 
@@ -31,6 +35,9 @@ export OMP_NUM_THREADS ?= 1
 
 paper: $(READY)
 	@$(PYTHON) -m rumlib.paper $(PROFILE)
+
+grid: $(READY)
+	@$(PYTHON) -m rumlib.paper "$(PROFILES)" "$(SEEDS)"
 
 test: $(READY)
 	$(PYTHON) -m ruff check .

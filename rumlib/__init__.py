@@ -30,8 +30,9 @@ from rumlib.algorithms import (
     separability,
     xent,
 )
+from rumlib.card import Card, forget_ids
 from rumlib.choose import AutoRUM, Calibrated, HeldOut, JensenShannon, Memorized
-from rumlib.data import Examples, gaussians, label_hash, load
+from rumlib.data import Examples, from_dataset, gaussians, label_hash, load
 from rumlib.metrics import (
     acceleration,
     accuracies,
@@ -83,16 +84,16 @@ from rumlib.train import Recipe, accuracy, cost, features, fit, fit_many, predic
 from rumlib.tune import tuned
 
 __all__ = ["PROXIES", "RUM", "SPDGAN", "SSD", "UNSIR", "Algorithm", "AutoRUM", "BadTeacher", "BoundaryExpand",
-           "BoundaryShrink", "Calibrated", "Cell", "ClassProjection", "Curvature", "Degree", "Examples", "Finetune",
-           "Fisher", "ForgetSet", "HeldOut", "InfluenceUnlearning", "JensenShannon", "Keep", "L1Sparse", "LastLayers",
-           "Memorized", "NegGrad", "NegGradPlus", "Profile", "RandomK", "RandomLabel", "RandomTopK", "Recipe",
-           "Refine", "Retrain", "SalUn", "Score", "Scrub", "Shift", "Shuffled", "Study", "TopK", "Trace",
+           "BoundaryShrink", "Calibrated", "Card", "Cell", "ClassProjection", "Curvature", "Degree", "Examples",
+           "Finetune", "Fisher", "ForgetSet", "HeldOut", "InfluenceUnlearning", "JensenShannon", "Keep", "L1Sparse",
+           "LastLayers", "Memorized", "NegGrad", "NegGradPlus", "Profile", "RandomK", "RandomLabel", "RandomTopK",
+           "Recipe", "Refine", "Retrain", "SalUn", "Score", "Scrub", "Shift", "Shuffled", "Study", "TopK", "Trace",
            "acceleration", "accuracies", "accuracy", "analytic_acceleration", "attack_feature", "bands", "build",
            "class_accuracies", "class_mia", "confusion", "contrast", "cost", "describe", "disagreement",
-           "disagreements", "entanglement", "evaluate", "features", "fit", "fit_many", "flops", "forgetting_rate",
-           "forgetting_rate_calibrated", "forgetting_rate_mia", "gaussians", "label_hash", "layers_reached", "load",
-           "matched", "memorization", "memorization_from", "mia_gap", "mlp", "mmd", "neighbours", "overlap",
-           "predict", "probes", "profile", "proxy", "resnet18", "retention", "separability", "similarity",
-           "small_resnet", "stream", "summarise", "svc_mia", "tow", "tow_between", "tow_from_accuracies", "tow_mia",
-           "tuned", "ulira", "unlearning_degree", "vary", "vgg16_bn", "vit_tiny", "weight_cosine", "weight_distance",
-           "xent"]
+           "disagreements", "entanglement", "evaluate", "features", "fit", "fit_many", "flops", "forget_ids",
+           "forgetting_rate", "forgetting_rate_calibrated", "forgetting_rate_mia", "from_dataset", "gaussians",
+           "label_hash", "layers_reached", "load", "matched", "memorization", "memorization_from", "mia_gap", "mlp",
+           "mmd", "neighbours", "overlap", "predict", "probes", "profile", "proxy", "resnet18", "retention",
+           "separability", "similarity", "small_resnet", "stream", "summarise", "svc_mia", "tow", "tow_between",
+           "tow_from_accuracies", "tow_mia", "tuned", "ulira", "unlearning_degree", "vary", "vgg16_bn", "vit_tiny",
+           "weight_cosine", "weight_distance", "xent"]

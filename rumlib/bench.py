@@ -45,7 +45,7 @@ from rumlib.cells import digest_of
 from rumlib.data import Examples, load
 from rumlib.metrics import class_accuracies, flops
 from rumlib.models import build, resnet18, small_resnet
-from rumlib.profiles import LAPTOP
+from rumlib.profiles import LAPTOP, Profile
 from rumlib.rum import RUM, Shuffled
 from rumlib.scores import Trace, bank
 from rumlib.spdgan import SPDGAN
@@ -151,6 +151,19 @@ def forgetting(algorithm, model, train: Examples, test: Examples) -> tuple[float
     return tuple(sum(accuracy[part] for accuracy in found) / 10 for part in ("forget", "retain"))
 
 
+def two_and_one(profile: Profile) -> list[float]:
+    """Seconds that the memorization score of a study takes with two workers and with one. These are processes that
+    already run, with torch and the data loaded: each has estimated before."""
+    def estimate(workers: int) -> None:
+        with tempfile.TemporaryDirectory() as home:
+            study = Study(replace(profile, workers=workers), quiet=True, home=home)
+            assert len(study.score.values) == len(study.train)
+
+    for workers in (2, 1):
+        estimate(workers)
+    return seconds(partial(estimate, 2), partial(estimate, 1))
+
+
 def main() -> None:
     torch.set_num_threads(1)
     memory = selection_memory()                              # first: a child's mark starts at that of its parent
@@ -224,6 +237,9 @@ def main() -> None:
     start = time.perf_counter()
     SPDGAN()(model, fit(p.make_model, retain, p.recipe, seed=1), forget, quiet=True)
     row("SPD-GAN on 390 digits, reference included, against 60 s", time.perf_counter() - start, 60.0, "s")
+
+    ours, theirs = two_and_one(p)
+    row("memorization of the digits: two workers against one", ours, theirs, "s")
 
     with tempfile.TemporaryDirectory() as home:
         study = Study(p, quiet=True, home=home)

@@ -2,6 +2,7 @@
 
     train, test = load("digits")             # real 8x8 digits, embedded; noise and flipped labels are known
     train, test = load("cifar10", root=...)  # Parquet or torchvision's files; also cifar100, fashion_mnist, a folder
+    train = from_dataset(my_dataset)         # any torch Dataset of (image, class) pairs
     train, test = gaussians()                # points in the plane around four centres, a class each
     forget, retain = train.split(mask)       # mask: True where the point must go
     forget, retain = train.split_classes(3)  # whole classes
@@ -17,6 +18,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import index as whole
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +199,49 @@ def load(name: str, *, root: str | Path | None = None, download: bool = False, c
     return _part(train, n=n, **select), _part(test, n=n_test, **select)
 
 
+def from_dataset(dataset, *, limit: float = 4e9, index: Tensor | None = None) -> Examples:
+    """The pairs (image, class) of a torch Dataset as Examples: in memory, in its order, its transform applied once.
+
+    dataset  with a length; an image is a tensor (c, h, w), an array of that shape, or a PIL image; all of one shape
+    limit    bytes that the images may take; they are counted before they are read
+    index    (n,) who each example is; its position in the dataset if not given
+
+    Raises TypeError for what gives no pairs or whole classes, ValueError for too many or unequal images.
+    """
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise TypeError(f"{type(dataset).__name__} has no length or positions; give a map-style Dataset, or collect "
+                        f"its images and make Examples(x, y)")
+    if not len(dataset):
+        raise ValueError("the dataset is empty")
+    first = _pair(dataset, 0)[0]
+    n, size = len(dataset), len(dataset) * first.nbytes
+    if size > limit:
+        raise ValueError(f"{n} images {tuple(first.shape)} of {first.dtype} take {size / 1e9:.3g} GB, more than "
+                         f"limit={limit / 1e9:.3g} GB: take a part (torch.utils.data.Subset), make them smaller or "
+                         f"uint8, or raise limit=")
+    x, y = torch.empty((n, *first.shape), dtype=first.dtype), torch.empty(n, dtype=torch.int64)
+    for k in range(n):
+        image, y[k] = _pair(dataset, k)
+        if (image.shape, image.dtype) != (first.shape, first.dtype):
+            raise ValueError(f"image {k} is {tuple(image.shape)} {image.dtype}, the first is {tuple(first.shape)} "
+                             f"{first.dtype}; bring them to one size and type by the transform of the dataset")
+        x[k] = image
+    return Examples(x, y, index, names=tuple(getattr(dataset, "classes", ())))
+
+
+def _pair(dataset, k: int) -> tuple[Tensor, int]:
+    from PIL.Image import Image
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    try:
+        image, label = dataset[k]
+        image = pil_to_tensor(image) if isinstance(image, Image) else torch.as_tensor(image)
+        return image, whole(label)
+    except (TypeError, ValueError) as problem:
+        raise TypeError(f"item {k} of the dataset must be an image and its class, a whole number: "
+                        f"{problem}") from problem
+
+
 def gaussians(n: int = 1000, n_test: int = 1000, *, spread: float = 0.5, seed: int = 0) -> tuple[Examples, Examples]:
     """(train, test): points x (4 n, 2) around (1, 1), (1, -1), (-1, 1) and (-1, -1), n and n_test of each class.
 
@@ -269,10 +314,14 @@ def _folder(root: Path, part: str, **select) -> Examples:
 
 
 def _torchvision(name: str, root: Path, download: bool) -> tuple[Examples, Examples]:
-    """torchvision's own files, read only after their published checksum was found right."""
+    """torchvision's own files. Those of CIFAR are pickles, read only after their published checksum was found right."""
     import torchvision.datasets as sets
 
     kind = {"cifar10": sets.CIFAR10, "cifar100": sets.CIFAR100, "fashion_mnist": sets.FashionMNIST}[name]
+    old = root / kind.__name__ / "processed"
+    if old.exists():
+        raise ValueError(f"{old} holds pickles of an old torchvision, which are not read: delete it, and load with "
+                         f"download=True")
     try:
         parts = [kind(str(root), train=train, download=download) for train in (True, False)]
     except RuntimeError as problem:

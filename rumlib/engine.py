@@ -2,21 +2,41 @@
 
     for result in run(function, tasks): ...                  # results in any order, as (position, result)
 
-RUM_ENGINE chooses: "loky" (default, one process per core) or "serial". Each process uses one torch thread: two busy
-processes with two threads each can be a hundred times slower on two cores.
+RUM_ENGINE chooses: "loky" (default, one process per core), "serial", or "dask": the cluster whose scheduler
+DASK_SCHEDULER_ADDRESS names, or else one of as many processes on this machine. Each process uses one torch thread: two
+busy processes with two threads each can be a hundred times slower on two cores.
+
+On a SLURM cluster, with rumlib and the data where all nodes find them (extra `dask`), keep open in one Python:
+
+    from dask_jobqueue import SLURMCluster
+    cluster = SLURMCluster(cores=1, processes=1, memory="8GB", walltime="04:00:00",
+                           job_extra_directives=["--gres=gpu:1"], worker_extra_args=["--resources", "GPU=1"])
+    cluster.scale(jobs=16)                                   # without GPUs: leave the two lists out
+    cluster.wait_for_workers(1)
+    cluster.scheduler_address                                # tcp://...
+
+and run in another: RUM_ENGINE=dask DASK_SCHEDULER_ADDRESS=tcp://... make paper. Tasks whose models are on a GPU go to
+workers that offer one (``GPU=1``), one at a time each. A script of your own that starts Dask processes on this machine
+needs the usual ``if __name__ == "__main__":``.
 """
 
 from __future__ import annotations
 
 import os
+import pkgutil
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import torch
-from joblib import Parallel, delayed, parallel_config
+from joblib import Parallel, delayed, effective_n_jobs, parallel_config
 from joblib.externals.loky import BrokenProcessPool
 
-ENGINES = ("loky", "serial")
+from rumlib.code import PACKAGE
+
+ENGINES = ("loky", "serial", "dask")
+CONNECT, ANSWER = 5, 20                                      # seconds; to import torch may take ten
+CODE = "rumlib.code:PACKAGE.whole"                           # what all processes must have in common
 
 
 def engine() -> str:
@@ -27,39 +47,149 @@ def engine() -> str:
     return name
 
 
-def run(function: Callable, tasks: list[tuple], *, workers: int = -1,
+def run(function: Callable, tasks: list[tuple], *, workers: int = -1, gpu: bool = False,
         again: Callable[[int], None] = lambda tasks: None) -> Iterator[tuple[int, object]]:
-    """Yield (k, function(*tasks[k])) as they finish; `workers` -1 is one per core.
+    """Yield (k, function(*tasks[k])) as they finish; `workers` -1 is one per core, `gpu` says that each needs a GPU.
 
-    Where a worker is killed, what is left is tried once more; `again` is told how many tasks that are. Raises
-    RuntimeError, with the remedy, if it happens a second time.
+    Where a worker is killed, what it had not finished is tried again; `again` is told how many tasks that are. Raises
+    RuntimeError, with the remedy, if that happens repeatedly (once more with loky, four times to one task on Dask), and
+    before anything is sent if the processes of a cluster do not run this very code.
     """
-    left, name = dict(enumerate(tasks)), engine()
-    here = name == "serial" or workers == 1 or len(tasks) == 1
-    for chance in (1, 2):
-        try:
-            for k, result in _run(function, list(left.items()), None if here else name, workers):
-                del left[k]
-                yield k, result
-            return
-        except BrokenProcessPool as problem:
-            if chance == 2:
-                raise RuntimeError(
-                    f"a worker was killed twice (the usual reason is want of memory); {len(left)} of {len(tasks)} "
-                    f"tasks are left. What is finished is kept: run again with fewer processes (`workers` of the "
-                    f"profile, now {workers}; -1 is one per core) or RUM_ENGINE=serial") from problem
-            warnings.warn(f"a worker was killed; {len(left)} of {len(tasks)} tasks are tried once more", stacklevel=2)
-            again(len(left))
-
-
-def _run(function: Callable, tasks: list[tuple], name: str | None, workers: int) -> Iterator[tuple[int, object]]:
-    if name is None:
-        yield from (_one(function, k, task) for k, task in tasks)
-        return
-    with parallel_config(backend=name, n_jobs=workers, inner_max_num_threads=1):
-        yield from Parallel(return_as="generator_unordered")(delayed(_one)(function, k, task) for k, task in tasks)
+    name = engine()
+    if name == "dask" and tasks:
+        yield from _on_dask(function, tasks, workers, gpu, again)
+    elif name == "serial" or workers == 1 or len(tasks) == 1:
+        yield from (_one(function, k, task) for k, task in enumerate(tasks))
+    else:
+        yield from _on_loky(function, tasks, workers, again)
 
 
 def _one(function: Callable, k: int, task: tuple) -> tuple[int, object]:
     torch.set_num_threads(1)
     return k, function(*task)
+
+
+def _on_loky(function: Callable, tasks: list[tuple], workers: int, again: Callable) -> Iterator[tuple[int, object]]:
+    left = dict(enumerate(tasks))
+    for chance in (1, 2):
+        try:
+            with parallel_config(backend="loky", n_jobs=workers, inner_max_num_threads=1):
+                calls = [delayed(_one)(function, k, task) for k, task in left.items()]
+                for k, result in Parallel(return_as="generator_unordered")(calls):
+                    del left[k]
+                    yield k, result
+            return
+        except BrokenProcessPool as problem:
+            if chance == 2:
+                raise RuntimeError(_given_up("twice", len(left), len(tasks), workers)) from problem
+            warnings.warn(f"a worker was killed; {len(left)} of {len(tasks)} tasks are tried once more", stacklevel=3)
+            again(len(left))
+
+
+def _given_up(often: str, left: int, tasks: int, workers: int) -> str:
+    return (f"a worker was killed {often} (the usual reason is want of memory); {left} of {tasks} tasks are left. What "
+            f"is finished is kept: run again with fewer processes (`workers` of the profile, now {workers}; -1 is one "
+            f"per core) or RUM_ENGINE=serial")
+
+
+# -- Dask -------------------------------------------------------------------------------------------------------------
+
+
+def _on_dask(function: Callable, tasks: list[tuple], workers: int, gpu: bool,
+             again: Callable) -> Iterator[tuple[int, object]]:
+    address = os.environ.get("DASK_SCHEDULER_ADDRESS")
+    where = address, None if address else effective_n_jobs(workers)
+    if _client(*where).status == "closed":                   # its scheduler has gone; there may be a new one
+        _client.cache_clear()
+    client = _client(*where)
+    _alike(client, gpu)
+    from distributed import CancelledError, KilledWorker, as_completed
+
+    futures = [client.submit(_one, function, k, task, pure=False, resources={"GPU": 1} if gpu else None)
+               for k, task in enumerate(tasks)]
+    left = len(tasks)
+    for future in as_completed(futures, loop=client.loop):
+        try:
+            k, result = future.result()
+        except KilledWorker as problem:
+            raise RuntimeError(_given_up("again and again", left, len(tasks), workers)) from problem
+        except CancelledError as problem:
+            raise RuntimeError(f"the scheduler at {client.scheduler.address} was lost; {left} of {len(tasks)} tasks "
+                               f"are left. What is finished is kept: start a scheduler and run again") from problem
+        if client.run_on_scheduler(_lost, future.key):
+            warnings.warn("a worker was killed; its task was run again", stacklevel=3)
+            again(1)
+        left -= 1
+        futures[k] = None                                    # the cluster need not hold the result any longer
+        yield k, result
+
+
+def share() -> None:
+    """Let all processes that are started from here on send their work to one cluster, if it is Dask's."""
+    if engine() == "dask" and "DASK_SCHEDULER_ADDRESS" not in os.environ:
+        os.environ["DASK_SCHEDULER_ADDRESS"] = _client(None, effective_n_jobs(-1)).scheduler.address
+
+
+@cache
+def _client(address: str | None, workers: int | None):
+    """A connection, one for all runs of this process, to that scheduler, or to a cluster of so many workers here."""
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError as problem:
+        raise ImportError('RUM_ENGINE=dask needs Dask: pip install "rumlib[dask]"') from problem
+
+    if address is None:
+        # As processes of loky: no limit of memory, no web page.
+        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address=None)
+        return Client(cluster, set_as_default=False)
+    try:
+        return Client(address, timeout=CONNECT, set_as_default=False)
+    except (OSError, ValueError, MemoryError) as problem:   # the last: a web server that answers
+        raise RuntimeError(f"no scheduler answers at DASK_SCHEDULER_ADDRESS={address!r} ({problem}); start one, or "
+                           f"leave the variable unset for a cluster on this machine") from problem
+
+
+def _alike(client, gpu: bool) -> None:
+    """Raise RuntimeError, naming the remedy, unless scheduler and workers run the code that this process does (they
+    would try for ever to import it) and the workers are as they should be."""
+    async def codes():
+        try:                                                 # by a function that can be had without rumlib
+            yield "the scheduler", await client.run_on_scheduler(pkgutil.resolve_name, CODE)
+        except (ImportError, AttributeError) as problem:
+            yield "the scheduler", problem
+        await client.wait_for_workers(1)
+        for worker, code in (await client.run(pkgutil.resolve_name, CODE, on_error="return")).items():
+            yield f"worker {worker}", code
+
+    async def check():
+        async for who, code in codes():
+            if code != PACKAGE.whole:
+                raise RuntimeError(f"{who} of {address} runs another rumlib than this process, {code!r} and not "
+                                   f"{PACKAGE.whole!r}: install the same version there and start it again")
+        return await client.run_on_scheduler(_offers)
+
+    address = client.scheduler.address
+    try:
+        offers = client.sync(check, callback_timeout=ANSWER)
+    except TimeoutError as problem:
+        raise RuntimeError(f"the scheduler at {address} has no worker that answers within {ANSWER} s: start workers "
+                           f"(dask worker {address} --nthreads 1), or wait until the first one runs") from problem
+    if any(threads > 1 for threads, _ in offers):
+        raise RuntimeError(f"a worker of {address} has {max(offers)[0]} threads; start workers with --nthreads 1, as "
+                           f"many as there are cores")
+    if gpu and not any(gpus for _, gpus in offers):
+        raise RuntimeError(f"the models are on a GPU, and no worker of {address} offers one: start workers with "
+                           f"--resources GPU=1, one per GPU, each with its own CUDA_VISIBLE_DEVICES")
+
+
+# -- On the scheduler -------------------------------------------------------------------------------------------------
+
+
+def _offers(dask_scheduler) -> list[tuple[int, float]]:
+    """(threads, GPUs) of each worker."""
+    return [(worker.nthreads, worker.resources.get("GPU", 0)) for worker in dask_scheduler.workers.values()]
+
+
+def _lost(key: str, dask_scheduler) -> int:
+    """How many workers were lost while they had that task."""
+    return dask_scheduler.tasks[key].suspicious

@@ -23,6 +23,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rumlib.names import plain_name
+
 INK = "#333333"
 COLOURS = {
     "Fine-tune": "#0072B2", "L1-sparse": "#56B4E9", "NegGrad": "#999999", "NegGrad+": "#E69F00",
@@ -197,10 +199,12 @@ def _bars(part: pd.DataFrame) -> np.ndarray:
 def save(figure: Figure | Axes, name: str, folder: Path, *, table: pd.DataFrame, provenance: Mapping):
     """Write <name>.png, <name>.csv (the numbers behind it) and <name>.json (where they come from) into `folder`.
 
-    Returns the picture for the notebook to show, which so is the file itself.
+    Returns the picture for the notebook to show, which so is the file itself. Raises ValueError for a name that would
+    leave the folder.
     """
     from IPython.display import Image
 
+    plain_name(name, "a figure")
     figure = figure if isinstance(figure, Figure) else figure.figure
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.png", metadata={"Software": None})

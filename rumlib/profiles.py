@@ -34,6 +34,7 @@ from rumlib.algorithms import (
 )
 from rumlib.data import load
 from rumlib.models import Factory, mlp, small_resnet
+from rumlib.names import plain_name
 from rumlib.train import Recipe
 
 
@@ -78,8 +79,19 @@ class Profile:
     seeds: tuple[int, ...] = tuple(range(8))
     tuning_seeds: tuple[int, ...] = tuple(range(100, 103))
 
+    def __post_init__(self):
+        plain_name(self.name, "a profile")                   # of its folders in runs/ and figures/
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be different ones, at least one; got {self.seeds}")
+        if min(self.score_models, self.set_size, self.bands) < 1 or self.workers == 0:
+            raise ValueError(f"score_models, set_size and bands must be at least 1, workers too (or -1: one per core); "
+                             f"got {self.score_models}, {self.set_size}, {self.bands} and {self.workers}")
+
     def grid(self, name: str, budget: int) -> tuple[float, ...]:
         """The learning rates tried for the algorithm of that label at that budget."""
+        if name != "NegGrad" and budget not in self.rates:
+            raise ValueError(f"profile {self.name!r} has no rates for a budget of {budget} epochs; there are rates for "
+                             f"{', '.join(map(str, self.rates)) or 'none'}")
         return self.ascent_rates if name == "NegGrad" else self.rates[budget]
 
     def for_classes(self) -> Profile:

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -45,7 +47,7 @@ class Refine:
     def __post_init__(self):
         if not isinstance(self.parts, int):
             object.__setattr__(self, "parts", tuple(float(value) for value in self.parts))
-            if list(self.parts) != sorted(set(self.parts)):
+            if not all(a < b for a, b in pairwise((-inf, *self.parts))):         # nor NaN
                 raise ValueError(f"the values at which to cut must ascend; got parts={self.parts}")
         _check_parts(len(self))
 

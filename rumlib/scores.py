@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import time
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -403,6 +404,8 @@ def _columns(path: Path, names: list[str]) -> dict[str, np.ndarray]:
         return {name: frame[name].to_numpy() for name in names}
     if path.suffix != ".npz":
         raise ValueError(f"published scores are read from .npz and .csv files; got {path.name}")
+    if not zipfile.is_zipfile(path):                         # NumPy would take it for a pickle
+        raise ValueError(f"{path} is no file of arrays") if path.exists() else FileNotFoundError(f"there is no {path}")
     with np.load(path, allow_pickle=False) as file:
         check(file.files)
         try:

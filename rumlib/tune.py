@@ -21,6 +21,8 @@ from pathlib import Path
 
 import torch
 
+from rumlib.names import plain_name
+
 Setting = dict[str, object]
 Search = Generator[list[Setting], list[float], None]
 
@@ -73,7 +75,7 @@ def _optuna(space: Mapping[str, object], trials: int) -> Search:
 
 def write(profile: str, keys: tuple[str, ...], entries: Mapping[tuple, dict], folder: Path = FOLDER) -> Path:
     """Write what was chosen to <folder>/<profile>.json; entries with other keys that the file has stay."""
-    path = folder / f"{profile}.json"
+    path = folder / f"{plain_name(profile, 'a profile')}.json"
     known = {tuple(entry[key] for key in keys): entry for entry in json.loads(path.read_text())["entries"]} \
         if path.exists() else {}
     for key, entry in entries.items():
@@ -92,7 +94,7 @@ def tuned(profile: str, folder: Path = FOLDER) -> dict[tuple, dict]:
 
     Raises FileNotFoundError, naming those there are, where nothing is on file.
     """
-    path = folder / f"{profile}.json"
+    path = folder / f"{plain_name(profile, 'a profile')}.json"
     if not path.exists():
         there = ", ".join(sorted(file.stem for file in folder.glob("*.json"))) or "none"
         raise FileNotFoundError(f"nothing tuned is on file for profile {profile!r}; there is {there}")

@@ -1,15 +1,17 @@
 """Bad input is refused before anything is trained, with the value and, where there is one, the remedy."""
 
 import copy
-import subprocess
-import sys
+import json
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from planted import make_model
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import rumlib as rum
 from rumlib import engine
@@ -35,6 +37,49 @@ def unlearn(t, *, algorithm=None, model=None, forget=None, retain=None):
 
 def rum_of(t, score):
     return rum.RUM(rum.Refine(score, 3), steps=(rum.Finetune(),) * 3)(t.model, t.forget, t.retain)
+
+
+def written(t, name, content):
+    """A file of that name and content, text or arrays."""
+    path = t.folder / name
+    if name.endswith(".npz"):
+        np.savez(path, **content)
+    else:
+        path.write_text(content)
+    return path
+
+
+def published(t, name="scores.csv", content="mem,y\n" + "0.5,0\n" * 123, key="mem", **proof):
+    return rum.Score.read(written(t, name, content), key, t.train, **(proof or dict(labels="y")))
+
+
+def environment(t, **variables):
+    for name, value in variables.items():
+        t.environ(name, str(value))
+
+
+def on_dask(t, address):
+    environment(t, RUM_ENGINE="dask", DASK_SCHEDULER_ADDRESS=address)
+    list(engine.run(print, [(1,)]))
+
+
+def data_from(t, name, **variables):
+    environment(t, **variables)
+    rum.load(name)
+
+
+def card(t, **changes):
+    usual = dict(algorithm=rum.Finetune(), forget=t.forget, retain=t.retain, network=make_model, seed=0,
+                 spent=rum.train.Cost(), metrics={"tow": 1.0})
+    return rum.Card.of(**{**usual, **changes})
+
+
+def loaded(t, network=make_model, **changes):
+    """A saved card, with other values written into its file."""
+    folder = card(t).save(t.model, t.folder / "card")
+    path = folder / "card.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return rum.Card.load(folder, network)
 
 
 half = rum.Score("half", torch.rand(10), torch.arange(10))
@@ -116,7 +161,49 @@ REFUSED = {
     "forgetting in percent": (lambda t: rum.forgetting_rate(100, 74), ValueError, "100", "by 100"),
     "images too small to shift": (lambda t: rum.SPDGAN()(t.model, t.model, t.forget), ValueError, "8x8", "1, 4, 4"),
 
+    "a share above one": (lambda t: rum.TopK(k=1.5), ValueError, "(0, 1]", "1.5"),
+    "a negative number": (lambda t: rum.RandomK(k=-1), ValueError, "-1"),
+    "scores of weights": (lambda t: rum.TopK(score="size"), ValueError, "'size'", "score must be one of"),
+    "scope": (lambda t: rum.TopK(scope="some"), ValueError, "'some'", "selected"),
+    "negative noise on weights": (lambda t: rum.TopK(sigma=-1.0), ValueError, "sigma", "-1.0"),
+    "nothing left to train on": (lambda t: rum.TopK(validation=1.5), ValueError, "validation", "1.5"),
+    "mix above one": (lambda t: rum.RandomTopK(mix=2.0), ValueError, "mix", "2.0"),
+    "keep nothing": (lambda t: rum.SalUn(rum.RandomLabel(), keep=0), ValueError, "keep", "0"),
+    "a mask over what is no descent": (lambda t: rum.SalUn(rum.SSD()), TypeError, "SalUn(RandomLabel())", "SSD"),
+
+    # projection
+    "negative alpha": (lambda t: rum.ClassProjection(alpha_retain=-1.0), ValueError, "alpha_retain", "-1.0"),
+    "no alphas": (lambda t: rum.ClassProjection(alpha_forget=()), ValueError, "alpha_forget", "()"),
+    "no samples": (lambda t: rum.ClassProjection(30.0, 3.0, samples=0), ValueError, "samples", "None for all"),
+    "granularity": (lambda t: rum.ClassProjection(granularity="pixels"), ValueError, "'pixels'", "classes"),
+    "classes in both sets": (lambda t: unlearn(t, algorithm=rum.ClassProjection(30.0, 3.0)), ValueError, "class 1",
+                             "split_classes(1)"),
+    "fewer samples than classes": (lambda t: rum.ClassProjection(30.0, 3.0, 1)(t.model, *t.train.split_classes(0)),
+                                   ValueError, "samples=1", "at least 2"),
+    "class to forget that is not there": (lambda t: t.train.split_classes(7), ValueError, "class 7", "[0, 1, 2]"),
+
+    # the generator
+    "pixels in levels": (lambda t: rum.SPDGAN(eps=8), ValueError, "eps", "by 255"),
+    "no epochs of a generator": (lambda t: rum.SPDGAN(epochs=0), ValueError, "epochs", "at least 1"),
+    "no rate of a generator": (lambda t: rum.SPDGAN(lr=-1.0), ValueError, "lr", "positive"),
+    "degree of something else": (lambda t: rum.unlearning_degree(t.model, t.model, t.forget, t.test, of="auc"),
+                                 ValueError, "'auc'", "accuracy"),
+
     # refinement
+    "cuts that do not ascend": (lambda t: rum.Refine(half, (0.5, 0.2)), ValueError, "ascend", "(0.5, 0.2)"),
+    "a cut twice": (lambda t: rum.Refine(half, (0.5, 0.5)), ValueError, "ascend", "(0.5, 0.5)"),
+    "a cut NaN": (lambda t: rum.Refine(half, (0.5, NaN)), ValueError, "ascend", "nan"),
+    "a part without examples": (lambda t: rum.Refine(rum.Score("mine", t.train.index * 1.0), (500.0,))(t.forget),
+                                ValueError, "would be empty", "0 to"),
+    "nothing to choose from": (lambda t: rum.AutoRUM(rum.Refine(half), (), rum.Memorized(half)), ValueError,
+                               "candidates", "()"),
+    "candidates that are none": (lambda t: rum.AutoRUM(rum.Refine(half), ("FT",), rum.Memorized(half)), ValueError,
+                                 "candidates", "'FT'"),
+    "no orders": (lambda t: rum.AutoRUM(rum.Refine(half), (rum.Keep(),), rum.Memorized(half), orders=()), ValueError,
+                  "orders", "None"),
+    "no budget": (lambda t: rum.AutoRUM(rum.Refine(half), (rum.Keep(),), rum.Memorized(half), budget=0), ValueError,
+                  "budget", "above 0"),
+    "a class as a step": (lambda t: rum.RUM(rum.Shuffled(1), ("Finetune",)), TypeError, "'Finetune'", "algorithm"),
     "two steps for three parts": (lambda t: rum.RUM(rum.Shuffled(3), (rum.Keep(),) * 2), ValueError, "3 parts", "2"),
     "no steps": (lambda t: rum.RUM(t.train.split, ()), ValueError, "0"),
     "order with a part twice": (lambda t: rum.RUM(rum.Shuffled(2), (rum.Keep(),) * 2, order=(0, 0)), ValueError,
@@ -125,6 +212,65 @@ REFUSED = {
     "empty order": (lambda t: rum.RUM(rum.Shuffled(2), (rum.Keep(),) * 2, order=()), ValueError, "()", "0..1"),
     "no parts": (lambda t: rum.Shuffled(0), ValueError, "at least 1", "0"),
     "more parts than examples": (lambda t: rum.Shuffled(13)(t.forget), ValueError, "12", "13"),
+
+    # published scores
+    "scores in a spreadsheet": (lambda t: published(t, "scores.xlsx", ""), ValueError, "scores.xlsx", ".csv"),
+    "no such column": (lambda t: published(t, key="influence"), ValueError, "'influence'", "mem, y"),
+    "no such array": (lambda t: published(t, "s.npz", {"a": np.zeros(123)}), ValueError, "'mem'", "it has a"),
+    "scores as words": (lambda t: published(t, content="mem,y\nhigh,0\n"), ValueError, "one number per example"),
+    "too few values": (lambda t: published(t, content="mem,y\n0.5,0\n"), ValueError, "1 values", "index 122"),
+    "other labels": (lambda t: published(t), ValueError, "another order", "of 123"),
+    "another hash of labels": (lambda t: published(t, labels_hash="0" * 16), ValueError, "not 0000000000000000"),
+    "no proof of the order": (lambda t: published(t, labels=None), ValueError, "labels=", "labels_hash="),
+    "objects in a file of arrays": (lambda t: published(t, "s.npz", {"mem": np.array([{}]), "y": np.zeros(1)}),
+                                    ValueError, "Python objects"),
+    "no file of arrays": (lambda t: rum.Score.read(written(t, "s.csv", "").rename(t.folder / "s.npz"), "mem", t.train),
+                          ValueError, "s.npz", "no file of arrays"),
+    "no file": (lambda t: rum.Score.read(t.folder / "none.csv", "mem", t.train), FileNotFoundError, "none.csv"),
+
+    # lists of ids, cards
+    "no list": (lambda t: rum.forget_ids(t.folder / "ids.csv", t.train), FileNotFoundError, "ids.csv"),
+    "list without a name": (lambda t: rum.forget_ids(written(t, "ids.csv", "7\n8\n"), t.train), ValueError, "'7'",
+                            "column="),
+    "ids that nobody has": (lambda t: rum.forget_ids(written(t, "ids.csv", "id\n7\n200\n"), t.train), ValueError,
+                            "1 ids", "[200]"),
+    "ids as words": (lambda t: rum.forget_ids(written(t, "ids.csv", "id\nAnn\n"), t.train), ValueError, "'Ann'",
+                     "whole numbers"),
+    "card without metrics": (lambda t: card(t, metrics={}), ValueError, "metrics="),
+    "card of a lambda": (lambda t: card(t, algorithm=lambda *sets, seed: None), ValueError, "lambda", "dataclass"),
+    "card that was changed": (lambda t: loaded(t, seed=7), ValueError, "card.json", "changed"),
+    "card of another network": (lambda t: loaded(t, network=rum.mlp), ValueError, "hidden=(64,)",
+                                "mlp() makes another"),
+    "no card": (lambda t: rum.Card.load(t.folder, make_model), FileNotFoundError, "card.json"),
+    "dataset over the limit": (lambda t: rum.from_dataset(t.examples, limit=1e3), ValueError, "123 images", "limit="),
+    "dataset without a length": (lambda t: rum.from_dataset(iter(t.examples)), TypeError, "no length"),
+
+    # profiles and studies
+    "profile without a name": (lambda t: replace(rum.profile("smoke"), name=""), ValueError, "''", "not empty"),
+    "profile that is a path": (lambda t: replace(rum.profile("smoke"), name="../mine"), ValueError, "'../mine'",
+                               "no /"),
+    "profile without seeds": (lambda t: replace(rum.profile("smoke"), seeds=()), ValueError, "seeds", "()"),
+    "profile with a seed twice": (lambda t: replace(rum.profile("smoke"), seeds=(1, 1)), ValueError, "(1, 1)"),
+    "profile without workers": (lambda t: replace(rum.profile("smoke"), workers=0), ValueError, "workers", "-1"),
+    "profile without sets": (lambda t: replace(rum.profile("smoke"), set_size=0), ValueError, "set_size", "at least 1"),
+    "profile without such a budget": (lambda t: rum.profile("smoke").grid("SCRUB", 9), ValueError, "9 epochs", "for 2"),
+    "fields that an algorithm has not": (lambda t: rum.vary(rum.Finetune(), alpha=1), ValueError, "Finetune", "alpha"),
+    "values of a function": (lambda t: rum.vary(print, lr=1), TypeError, "no fields", "dataclass"),
+    "nothing tuned": (lambda t: rum.tuned("mine"), FileNotFoundError, "'mine'", "laptop"),
+
+    # environment
+    "engine": (lambda t: (environment(t, RUM_ENGINE="dusk"), rum.Study("smoke")), ValueError, "RUM_ENGINE='dusk'",
+               "loky, serial, dask"),
+    "engine of a run": (lambda t: (environment(t, RUM_ENGINE=""), list(engine.run(print, []))), ValueError,
+                        "RUM_ENGINE=''", "loky"),
+    "scheduler without a port": (lambda t: on_dask(t, "here"), RuntimeError, "DASK_SCHEDULER_ADDRESS='here'", "unset"),
+    "data that is not there": (lambda t: data_from(t, "cifar10", RUM_DATA=t.folder), FileNotFoundError, "RUM_DATA",
+                               "train.parquet", "download=True"),
+    "data in a folder that is not there": (lambda t: data_from(t, "cifar100", RUM_DATA="/nowhere"), FileNotFoundError,
+                                           "/nowhere"),
+    "old pickles": (lambda t: ((t.folder / "FashionMNIST" / "processed").mkdir(parents=True),
+                               data_from(t, "fashion_mnist", RUM_DATA=t.folder)), ValueError, "pickles", "delete"),
+    "folder without images": (lambda t: rum.load(str(t.folder)), FileNotFoundError, "train/<class>"),
 
     # numbers
     "accuracies in percent": (lambda t: rum.tow_from_accuracies(unlearned=(70, 99, 85), retrained=(60, 100, 84)),
@@ -150,22 +296,11 @@ REFUSED = {
 
 @pytest.mark.parametrize("call, error, words", [(call, error, words) for call, error, *words in REFUSED.values()],
                          ids=REFUSED)
-def test_refused_before_training(call, error, words, planted):
+def test_refused_before_training(call, error, words, planted, tmp_path, monkeypatch):
+    examples = TensorDataset(planted.train.x, planted.train.y)
+    given = SimpleNamespace(**vars(planted), examples=examples, folder=tmp_path, environ=monkeypatch.setenv)
     with rum.cost() as spent, pytest.raises(error) as problem:
-        call(planted)
+        call(given)
     for word in words:
         assert word in str(problem.value)
     assert spent.steps == 0
-
-
-@pytest.mark.parametrize("use", [lambda: rum.Study("smoke"), lambda: list(engine.run(print, []))], ids=["study", "run"])
-def test_an_unknown_engine_is_refused(use, monkeypatch):
-    monkeypatch.setenv("RUM_ENGINE", "dusk")
-    with pytest.raises(ValueError, match=r"RUM_ENGINE='dusk'.*loky"):
-        use()
-
-
-def test_an_unknown_profile_on_the_command_line_is_one_line():
-    done = subprocess.run([sys.executable, "-m", "rumlib.paper", "labtop"], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr == "unknown profile 'labtop'; choose one of smoke, laptop, cifar10-small\n"

@@ -11,12 +11,15 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import rumlib as rum
 from rumlib.cells import CellsFailed, Store, digest_of
+from rumlib.code import Package
 
 TINY = replace(
     rum.profile("smoke"), name="tiny", options=dict(n=150, n_test=60), make_model=partial(rum.mlp, hidden=(8,)),
@@ -190,6 +193,103 @@ def test_a_change_of_the_study_computes_everything_anew(change, one_cell):
     known, other = open_study(one_cell), open_study(one_cell, replace(TINY, **change))
     assert rum.Study.original.lookup(known, 0) is not None
     assert rum.Study.original.lookup(other, 0) is None
+
+
+# A study of 20 of 24 photographs in a folder: two forget sets, two algorithms, one seed. One thing is changed, and what
+# is computed again is counted: of 1 original, 2 oracles and 4 runs.
+
+
+def photographs(folder):
+    random = np.random.default_rng(0)
+    for part, n in (("train", 12), ("test", 4)):
+        for name in ("cats", "dogs"):
+            (folder / part / name).mkdir(parents=True)
+            for k in range(n):
+                pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / part / name / f"{k:02}.png")
+    return folder
+
+
+def of_photographs(home, **changes):
+    settings = dict(recipe=TINY.recipe, members=(0, 1, 2), algorithm=rum.NegGradPlus(epochs=1, lr=0.01, batch_size=8))
+    settings |= changes
+    profile = replace(TINY, name="photographs", data=str(home / "photographs"), options=dict(n=20, size=8),
+                      recipe=settings["recipe"], make_model=partial(rum.mlp, shape=(3, 8, 8), classes=2, hidden=(4,)))
+    study = rum.Study(profile, quiet=True, home=home)
+    sets = [rum.ForgetSet(name, study.train.index[list(rows)])
+            for name, rows in (("one", settings["members"]), ("other", (5, 6)))]
+    algorithms = (finetune, settings["algorithm"])
+    study.unlearn(rum.Cell(forget, algorithm, 0) for forget in sets for algorithm in algorithms)
+    return study, {path: path.read_bytes() for path in (home / "runs").rglob("cells/*/*.json")}
+
+
+def change_a_byte(home, part, place):
+    """One colour of one pixel, by one level, of the image at that place of its class."""
+    path = home / "photographs" / part / "cats" / f"{place:02}.png"
+    pixels = np.array(Image.open(path))
+    pixels[3, 3, 1] ^= 1
+    Image.fromarray(pixels).save(path)
+
+
+def seen(study, wanted):
+    """The place of the first cat that the study has chosen, or not."""
+    chosen = set(study.train.index.tolist())
+    return next(k for k in range(12) if (k in chosen) == wanted)
+
+
+EVERYTHING = {"original": 1, "oracle": 2, "run": 4}
+ONE_THING = {
+    "nothing": (lambda *_: {}, {}),
+    "a byte of a training image": (lambda home, study: change_a_byte(home, "train", seen(study, True)), EVERYTHING),
+    "a byte of an image not chosen": (lambda home, study: change_a_byte(home, "train", seen(study, False)), {}),
+    "a byte of a test image": (lambda home, study: change_a_byte(home, "test", 0), EVERYTHING),
+    "a parameter of an algorithm": (lambda *_: dict(
+        algorithm=rum.NegGradPlus(epochs=1, lr=0.01, batch_size=8, alpha=0.94)), {"run": 2}),
+    "a parameter of training": (lambda *_: dict(recipe=replace(TINY.recipe, momentum=0.8)), EVERYTHING),
+    "a member of a forget set": (lambda *_: dict(members=(0, 1, 3)), {"oracle": 1, "run": 2}),
+    "a member more": (lambda *_: dict(members=(0, 1, 2, 3)), {"oracle": 1, "run": 2}),
+    "the body of an algorithm": (("algorithms/gradient.py", "self.alpha * xent(model, retain) - ",
+                                  "self.alpha * xent(model, retain) + "), {"run": 2}),
+    "the body of another": (("algorithms/gradient.py", "return -xent", "return -2 * xent"), {}),
+    "the body of the loop": (("train.py", "optimizer.step()", "optimizer.step(None)"), EVERYTHING),
+    "the body of an attack": (("metrics.py", "SVC(C=3", "SVC(C=4"), {"oracle": 2, "run": 4}),
+}
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RUM_ENGINE", "serial")
+        home = tmp_path_factory.mktemp("known")
+        photographs(home / "photographs")
+        assert of_photographs(home)[0].used["computed"] == sum(EVERYTHING.values())
+    return home
+
+
+@pytest.mark.parametrize("change, expected", ONE_THING.values(), ids=ONE_THING)
+def test_one_thing_changed_computes_exactly_what_depends_on_it(change, expected, known, tmp_path, monkeypatch):
+    home = tmp_path / "known"
+    shutil.copytree(known, home)
+    if callable(change):
+        study, before = of_photographs(home)
+        assert study.used["computed"] == 0
+        changes = change(home, study) or {}
+    else:
+        before, changes = of_photographs(home)[1], {}
+        monkeypatch.setattr("rumlib.code.PACKAGE", edited(tmp_path, *change))
+    study, after = of_photographs(home, **changes)
+    assert Counter(path.parent.name for path in after.keys() - before.keys()) == expected
+    assert study.used["computed"] == sum(expected.values())
+    assert all(after[path] == content for path, content in before.items())       # what was known stays as it was
+
+
+def edited(folder, file, old, new):
+    """A copy of the package with one edit, as the code that cells depend on."""
+    shutil.copytree(Path(rum.__file__).parent, folder / "rumlib", ignore=shutil.ignore_patterns("__pycache__"))
+    text = (folder / "rumlib" / file).read_text()
+    assert text.count(old) == 1
+    (folder / "rumlib" / file).write_text(text.replace(old, new))
+    return Package(folder / "rumlib")
 
 
 def test_no_two_cells_share_a_key(study):

@@ -1,0 +1,218 @@
+"""A user's own model and data: from a torch Dataset and a list of ids to unlearned weights with their card."""
+
+import json
+from dataclasses import asdict
+from functools import partial
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import IterableDataset, TensorDataset
+from torchvision.models import resnet18
+
+import rumlib as rum
+
+make_model = partial(resnet18, num_classes=3)
+finetune = rum.Finetune(epochs=1, lr=0.01, batch_size=3)
+
+
+class Photographs:
+    """Twelve PIL images of 16x16, a class each."""
+
+    classes = ("red", "green", "blue")
+
+    def __init__(self):
+        random = np.random.default_rng(0)
+        self.pixels = random.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, k):
+        return Image.fromarray(self.pixels[k]), k % 3
+
+
+# -- Data -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_dataset_of_photographs_becomes_examples_of_bytes():
+    dataset = Photographs()
+    train = rum.from_dataset(dataset)
+    assert (train.x.dtype, train.names, train.y.tolist()) == (torch.uint8, dataset.classes, [0, 1, 2] * 4)
+    assert torch.equal(train.x.permute(0, 2, 3, 1), torch.tensor(dataset.pixels))
+    assert train.index.tolist() == list(range(12))
+
+
+def test_a_dataset_of_tensors_keeps_their_dtype_and_may_have_its_own_ids():
+    x, y = torch.rand(5, 1, 4, 4), torch.arange(5)
+    train = rum.from_dataset(TensorDataset(x, y), index=y + 70, limit=5 * 16 * 4)
+    assert train.digest == rum.Examples(x, y, y + 70).digest
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield torch.zeros(1, 4, 4), 0
+
+
+x = torch.rand(5, 1, 4, 4)
+DATASETS = {
+    "too large": (TensorDataset(x, torch.arange(5)), dict(limit=319), ValueError,
+                  "5 images .* 3.2e-07 GB.*Subset.*limit="),
+    "stream": (Stream(), {}, TypeError, "Stream has no length.*map-style"),
+    "empty": (TensorDataset(x[:0], x[:0]), {}, ValueError, "empty"),
+    "images alone": (TensorDataset(x), {}, TypeError, "item 0 .* an image and its class"),
+    "classes as floats": (TensorDataset(x, torch.rand(5)), {}, TypeError, "item 0 .* whole number"),
+    "images of two sizes": ([(x[0], 0), (x[1, :, :2], 1)], {}, ValueError, r"image 1 is \(1, 2, 4\).*one size"),
+    "whole-number pixels": (TensorDataset(x.long(), torch.arange(5)), {}, TypeError, "int64.*/ 255"),
+}
+
+
+@pytest.mark.parametrize("dataset, options, error, words", DATASETS.values(), ids=DATASETS)
+def test_a_dataset_that_does_not_fit_is_refused(dataset, options, error, words):
+    with pytest.raises(error, match=words):
+        rum.from_dataset(dataset, **options)
+
+
+# -- Ids --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text, column", [
+    ("id\n103\n100\n", "id"), ("id, why\n103, asked\n100, asked\n103, again\n", "id"),
+    ("who,row\na,100\nb,103\n", "row"), ('"id"\r\n"103"\r\n"100"\r\n\r\n', "id")])
+def test_ids_of_a_file_are_those_of_the_index(text, column, tmp_path):
+    train = rum.Examples(torch.rand(5, 1, 4, 4), torch.arange(5), torch.arange(100, 105))
+    (tmp_path / "forget.csv").write_text(text)
+    mask = rum.forget_ids(tmp_path / "forget.csv", train, column=column)
+    assert mask.tolist() == [True, False, False, True, False]
+
+
+@pytest.mark.parametrize("text, words", [
+    (None, "no list of ids"), ("", "no CSV file"), ("id\n", "none"), ("103\n100\n", "no column 'id'.*'103'.*column="),
+    ("id\n103\nx\n", "whole numbers.*number 2 is 'x'"), ("id\n1.5\n", "whole numbers.*'1.5'"),
+    ("id,a\n103,b\n,c\n", "whole numbers.*nan"), ("id\n103\n7\n8\n", r"2 ids .* none of the 5 examples.*\[7, 8\]"),
+    ("id\n-1\n", "whole numbers.*'-1'"), ("id\n" + "9" * 30 + "\n", "whole numbers")])
+def test_a_list_that_does_not_fit_is_refused(text, words, tmp_path):
+    train = rum.Examples(torch.rand(5, 1, 4, 4), torch.arange(5), torch.arange(100, 105))
+    if text is not None:
+        (tmp_path / "forget.csv").write_text(text)
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        rum.forget_ids(tmp_path / "forget.csv", train)
+
+
+# -- Cards ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """The worked example, from beginning to end: (folder, unlearned model, its card, forget, retain)."""
+    folder = tmp_path_factory.mktemp("mine")
+    (folder / "forget.csv").write_text("id\n2\n7\n9\n")
+    train, model = rum.from_dataset(Photographs()), rum.build(make_model, 0).eval()
+    forget, retain = train.split(rum.forget_ids(folder / "forget.csv", train))
+    with rum.cost() as spent:
+        unlearned = finetune(model, forget, retain, seed=3)
+    metrics = {**rum.accuracies(unlearned, {"forget": forget, "retain": retain}), "mia": float("nan")}
+    card = rum.Card.of(finetune, forget, retain, network=make_model, seed=3, spent=spent, metrics=metrics,
+                       limits=("Twelve images only.",))
+    return card.save(unlearned, folder / "unlearned"), unlearned, card, forget, retain
+
+
+def test_a_card_and_its_weights_come_back(example):
+    folder, unlearned, card, *_ = example
+    model, found = rum.Card.load(folder, make_model)
+    assert found == card and not model.training
+    assert all(torch.equal(value, unlearned.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_a_card_says_what_was_done(example):
+    folder, unlearned, _, forget, retain = example
+    card = json.loads((folder / "card.json").read_text())
+    assert card["forgotten"] == {"count": 3, "classes": {"0": 1, "1": 1, "2": 1}, "content": forget.digest,
+                                 "index": rum.ForgetSet("mine", torch.tensor([2, 7, 9])).digest}
+    assert card["retained"]["count"] == 9 and card["retained"]["content"] == retain.digest
+    assert (card["algorithm"], card["seed"], card["network"]) == (repr(finetune), 3, "resnet18(num_classes=3)")
+    assert card["metrics"] == {"forget": rum.accuracy(unlearned, forget), "retain": rum.accuracy(unlearned, retain),
+                               "mia": None}
+    assert (card["cost"]["examples"], card["cost"]["steps"], card["cost"]["passes"]) == (9, 3, 1)
+    assert card["limits"][-1] == "Twelve images only." and "no trace" in card["limits"][0]
+    text = (folder / "README.md").read_text()
+    for words in ("3 examples (1 of class 0, 1 of class 1, 1 of class 2)", forget.digest, repr(finetune), "seed 3",
+                  "| mia | not measured |", "| steps | 3 |", "- Twelve images only."):
+        assert words in text
+
+
+def test_weights_are_safetensors_and_nothing_else(example):
+    weights = safetensors.torch.load_file(example[0] / "weights.safetensors")
+    assert {path.name for path in example[0].iterdir()} == {"weights.safetensors", "card.json", "README.md"}
+    assert weights.keys() == example[1].state_dict().keys()
+
+
+def test_weights_that_are_shared_are_kept(example, tmp_path):
+    def tied():
+        model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 4))
+        model[2].weight = model[1].weight
+        return model
+
+    model = tied()
+    found, _ = rum.Card.load(example[2].save(model, tmp_path), tied)
+    assert torch.equal(found[1].weight, model[1].weight) and found[1].weight is found[2].weight
+
+
+def test_a_saved_model_replaces_the_one_before(example, tmp_path):
+    folder, unlearned, card, *_ = example
+    other = rum.build(make_model, 1)
+    for model in (other, unlearned):
+        card.save(model, tmp_path)
+    assert [(tmp_path / name).read_bytes() for name in ("card.json", "weights.safetensors")] == [
+        (folder / name).read_bytes() for name in ("card.json", "weights.safetensors")]
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def reworded(path):
+    path.write_text(path.read_text().replace('"count": 3', '"count": 2'))
+
+
+DAMAGE = {
+    "no card": ("card.json", lambda path: path.unlink(), "holds no card.json"),
+    "no weights": ("weights.safetensors", lambda path: path.unlink(), "holds no weights"),
+    "another count": ("card.json", reworded, "changed since"),
+    "no JSON": ("card.json", lambda path: path.write_text("{"), "is no card"),
+    "a list": ("card.json", lambda path: path.write_text("[]"), "is no card"),
+    "a flipped bit": ("weights.safetensors", flip, "damaged"),
+}
+
+
+@pytest.mark.parametrize("name, damage, words", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_card_is_refused(name, damage, words, example, tmp_path):
+    folder = example[2].save(example[1], tmp_path / "mine")
+    damage(folder / name)
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        rum.Card.load(folder, make_model)
+
+
+@pytest.mark.parametrize("network", [partial(resnet18, num_classes=4), partial(rum.mlp, shape=(3, 16, 16), classes=3)])
+def test_weights_of_another_network_are_refused(network, example):
+    with pytest.raises(ValueError, match=r"are of resnet18\(num_classes=3\), and .* makes another network"):
+        rum.Card.load(example[0], network)
+
+
+@pytest.mark.parametrize("changes, words", [
+    (dict(metrics={}), "metrics="), (dict(algorithm=lambda *sets, seed: None), "lambda.*frozen dataclass"),
+    (dict(network=lambda: None), "lambda.*top of a file")])
+def test_a_card_that_would_say_too_little_is_refused(changes, words, example):
+    usual = dict(algorithm=finetune, forget=example[3], retain=example[4], network=make_model, seed=0,
+                 spent=rum.train.Cost(), metrics={"tow": 1.0})
+    with pytest.raises(ValueError, match=words):
+        rum.Card.of(**{**usual, **changes})
+
+
+def test_a_card_holds_plain_values(example):
+    assert json.loads(json.dumps(asdict(example[2])))["metrics"]["mia"] is None
