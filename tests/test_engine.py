@@ -81,7 +81,7 @@ def test_workers_are_other_processes_of_one_thread(dask):
 def test_a_study_whose_models_are_on_a_gpu_asks_for_workers_with_one(dask, tmp_path):
     study = open_study(tmp_path, replace(TINY, workers=2))
     study.identity["device"] = "cuda"
-    with pytest.raises(RuntimeError, match="no worker of .* offers one"):
+    with pytest.raises(RuntimeError, match=r"no worker of .* offers one"):
         study.originals([0])
 
 
