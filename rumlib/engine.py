@@ -22,11 +22,12 @@ needs the usual ``if __name__ == "__main__":``.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pkgutil
 import warnings
 from collections.abc import Callable, Iterator
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from joblib import Parallel, delayed, effective_n_jobs, parallel_config
@@ -98,10 +99,7 @@ def _given_up(often: str, left: int, tasks: int, workers: int) -> str:
 def _on_dask(function: Callable, tasks: list[tuple], workers: int, gpu: bool,
              again: Callable) -> Iterator[tuple[int, object]]:
     address = os.environ.get("DASK_SCHEDULER_ADDRESS")
-    where = address, None if address else effective_n_jobs(workers)
-    if _client(*where).status == "closed":                   # its scheduler has gone; there may be a new one
-        _client.cache_clear()
-    client = _client(*where)
+    client = _client(address, None if address else effective_n_jobs(workers))
     _alike(client, gpu)
     from distributed import CancelledError, KilledWorker, as_completed
 
@@ -130,11 +128,20 @@ def share() -> None:
         os.environ["DASK_SCHEDULER_ADDRESS"] = _client(None, effective_n_jobs(-1)).scheduler.address
 
 
-@cache
+_clients: dict[tuple, object] = {}
+
+
 def _client(address: str | None, workers: int | None):
     """A connection, one for all runs of this process, to that scheduler, or to a cluster of so many workers here."""
+    known = _clients.get((address, workers))
+    if known is None or known.status == "closed":            # where a scheduler has gone there may be a new one
+        known = _clients[address, workers] = _connect(address, workers)
+    return known
+
+
+def _connect(address: str | None, workers: int | None):
     try:
-        from distributed import Client, LocalCluster
+        from distributed import Client, LocalCluster, Security, connect
     except ImportError as problem:
         raise ImportError('RUM_ENGINE=dask needs Dask: pip install "rumlib[dask]"') from problem
 
@@ -142,10 +149,19 @@ def _client(address: str | None, workers: int | None):
         # As processes of loky: no limit of memory, no web page.
         cluster = LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address=None)
         return Client(cluster, set_as_default=False)
+
+    # First, since a Client waits for ever where something else listens, and one that failed can block the next one.
+    async def knock():
+        keys = Security().get_connection_args("client")
+        comm = await asyncio.wait_for(connect(address, **keys), CONNECT)
+        await comm.close()
+
     try:
+        with ThreadPoolExecutor(1) as thread:                # in a notebook, this one runs an event loop already
+            thread.submit(asyncio.run, knock()).result()
         return Client(address, timeout=CONNECT, set_as_default=False)
-    except (OSError, ValueError, MemoryError) as problem:   # the last: a web server that answers
-        raise RuntimeError(f"no scheduler answers at DASK_SCHEDULER_ADDRESS={address!r} ({problem}); start one, or "
+    except (OSError, ValueError, TypeError, MemoryError) as problem:     # the last two: no keys; a web server
+        raise RuntimeError(f"no scheduler answers at DASK_SCHEDULER_ADDRESS={address!r} ({problem!r}); start one, or "
                            f"leave the variable unset for a cluster on this machine") from problem
 
 

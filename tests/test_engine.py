@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -182,6 +183,16 @@ def test_an_address_without_a_scheduler_is_named(address, dask, monkeypatch):
     monkeypatch.setattr(engine, "CONNECT", 1)
     with pytest.raises(RuntimeError, match=f"DASK_SCHEDULER_ADDRESS='{address}'.*leave the variable unset"):
         next(engine.run(add, [(1, 2)]))
+
+
+def test_something_else_that_listens_is_not_waited_for(dask, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", f"tcp://127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"no scheduler answers.*TimeoutError"):
+                next(engine.run(add, [(1, 2)]))
+    assert time.monotonic() - began < 30                     # it would have hung
 
 
 def end(parent):
