@@ -36,7 +36,7 @@ class Examples:
     """A set of labelled images, in memory.
 
     x      (n, channels, height, width), uint8 in 0..255 or float in [0, 1] (any finite float is accepted)
-    y      (n,) int64, class numbers from 0
+    y      (n,) int64, class numbers from 0; y, index and info stay on the CPU, where examples are chosen
     index  (n,) int64, who each example is: its row in the data set it came from; 0..n-1 if not given
     info   further facts, one value per example, e.g. ``noise`` and ``flipped`` of the digits
     names  names of the classes, if there are any
@@ -72,7 +72,7 @@ class Examples:
             if len(values) != len(x):
                 raise ValueError(f"info[{name!r}] holds {len(values)} values for {len(x)} examples")
         # The one place where a frozen field is set: tensors given as arrays or lists become tensors.
-        for name, value in (("x", x), ("y", y.long()), ("index", index.long())):
+        for name, value in (("x", x), ("y", y.long().cpu()), ("index", index.long().cpu())):
             object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
@@ -93,7 +93,7 @@ class Examples:
 
     def split(self, mask: Tensor) -> tuple[Examples, Examples]:
         """(forget, retain): the examples where the bool `mask` (n,) is True, and all others."""
-        mask = torch.as_tensor(mask)
+        mask = torch.as_tensor(mask).cpu()
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must be bool, True where the point must go; got {mask.dtype}")
         if mask.shape != (len(self),):
@@ -109,10 +109,11 @@ class Examples:
         known = sorted(set(self.y.tolist()))
         for unknown in set(classes) - set(known):
             raise ValueError(f"class {unknown} is not in the data; there are {known}")
-        return self.split(torch.isin(self.y, torch.tensor(classes, dtype=torch.int64, device=self.y.device)))
+        return self.split(torch.isin(self.y, torch.tensor(classes, dtype=torch.int64)))
 
     def to(self, device) -> Examples:
-        return Examples(self.x.to(device), self.y.to(device), self.index, self.info, self.names)
+        """The same examples with their images on the device."""
+        return Examples(self.x.to(device), self.y, self.index, self.info, self.names)
 
     @cached_property
     def digest(self) -> str:
@@ -151,8 +152,8 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     n, _, h, w = x.shape
     pad = h // 8
     padded = torch.nn.functional.pad(x, (pad, pad, pad, pad))
-    top, left = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(x.device)
-    mirrored = torch.rand(n, generator=generator).to(x.device) < 0.5
+    top, left = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(x.device, non_blocking=True)
+    mirrored = torch.rand(n, generator=generator).to(x.device, non_blocking=True) < 0.5
     column = torch.arange(w, device=x.device).expand(n, w)
     column = torch.where(mirrored[:, None], w - 1 - column, column) + left[:, None]     # (n, w)
     row = torch.arange(h, device=x.device) + top[:, None]                               # (n, h)
