@@ -1,7 +1,7 @@
 """Images and labels as tensors that remember who they are.
 
     train, test = load("digits")             # real 8x8 digits, embedded; noise and flipped labels are known
-    train, test = load("cifar10", root=...)  # Parquet or torchvision's files; also cifar100, fashion_mnist, a folder
+    train, test = load("cifar10", root=...)  # Parquet or torchvision's files; also cifar100, ..., a folder
     train = from_dataset(my_dataset)         # any torch Dataset of (image, class) pairs
     train, test = gaussians()                # points in the plane around four centres, a class each
     forget, retain = train.split(mask)       # mask: True where the point must go
@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import index as whole
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DATASETS = ("digits", "cifar10", "cifar100", "fashion_mnist")
+DATASETS = ("digits", "cifar10", "cifar100", "fashion_mnist", "tiny_imagenet")
 
 
 # -- Examples ---------------------------------------------------------------------------------------------------------
@@ -169,8 +169,8 @@ def load(name: str, *, root: str | Path | None = None, download: bool = False, c
          noise: float = 1.0, flips: float = 0.05) -> tuple[Examples, Examples]:
     """Load (train, test).
 
-    name      "digits", "cifar10", "cifar100", "fashion_mnist", or the path of a folder with ``train/<class>/*`` and
-              ``test/<class>/*`` (or ``val/``)
+    name      "digits", "cifar10", "cifar100", "fashion_mnist", "tiny_imagenet" (its validation images are the test
+              set), or the path of a folder with ``train/<class>/*`` and ``test/<class>/*`` (or ``val/``)
     root      where the files are; else the environment variable RUM_DATA; else ``data``
     download  let torchvision fetch what is missing (needs a network)
     classes   keep these classes only, renumbered from 0 in the order given
@@ -196,6 +196,9 @@ def load(name: str, *, root: str | Path | None = None, download: bool = False, c
     if name == "cifar10" and parquet:
         return (_parquet(parquet[0] / "train.parquet", n=n, **select),
                 _parquet(parquet[0] / "test.parquet", n=n_test, **select))
+    if name == "tiny_imagenet":
+        (read_train, *of_train), (read_test, *of_test) = _tiny_imagenet(root)
+        return _chosen(read_train, *of_train, n=n, **select), _chosen(read_test, *of_test, n=n_test, **select)
     train, test = _torchvision(name, root, download)
     return _part(train, n=n, **select), _part(test, n=n_test, **select)
 
@@ -312,6 +315,28 @@ def _folder(root: Path, part: str, **select) -> Examples:
     size = select["size"] or 32
     return _chosen(lambda rows: torch.stack([resize(pil_to_tensor(images[int(i)][0]), [size, size]) for i in rows]),
                    torch.tensor(images.targets), tuple(images.classes), **select)
+
+
+def _tiny_imagenet(root: Path) -> list[tuple[Callable, Tensor, tuple[str, ...]]]:
+    """(how to decode rows, labels, names) of training and validation images, 64x64: classes in the order of their
+    names, images in that of their files and of val_annotations.txt."""
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    folder = next((f for f in (root / "tiny-imagenet-200", root / "tiny_imagenet", root) if (f / "val").is_dir()), None)
+    if folder is None or not (folder / "val" / "val_annotations.txt").exists():
+        raise FileNotFoundError(f"tiny_imagenet was not found under {root.resolve()}: unpack tiny-imagenet-200.zip "
+                                f"there (it cannot be fetched with download=True), or point RUM_DATA or root= to it")
+    images = ImageFolder(str(folder / "train"))
+    lines = [line.split("\t") for line in (folder / "val" / "val_annotations.txt").read_text().splitlines()]
+    validation = [(folder / "val" / "images" / Path(file).name, images.class_to_idx[c]) for file, c, *_ in lines]
+    both = []
+    for samples in (images.samples, validation):
+        def decode(rows, samples=samples):
+            return torch.stack([pil_to_tensor(images.loader(samples[int(i)][0])) for i in rows])
+
+        both.append((decode, torch.tensor([c for _, c in samples]), tuple(images.classes)))
+    return both
 
 
 def _torchvision(name: str, root: Path, download: bool) -> tuple[Examples, Examples]:
