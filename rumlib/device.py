@@ -3,6 +3,7 @@
     pick()                                                   # what RUM_DEVICE names; else a GPU if there is one
     pick("cuda:1")                                           # that one, or an error
     finished()                                               # wait: a clock that is read now has measured the work
+    with torch.random.fork_rng(drawing()): ...               # leave the random state as it was, that of GPUs too
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ def pick(name: str = "auto") -> torch.device:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device(asked)
+
+
+def drawing() -> range:
+    """The CUDA devices that have a random state. Where CUDA has not been started, it is not started for that."""
+    return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
 
 
 def finished() -> None:

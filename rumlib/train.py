@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rumlib.data import Examples, as_input, augment
-from rumlib.device import finished
+from rumlib.device import drawing, finished
 from rumlib.graphs import Recorded, lanes, recordable, wanted
 from rumlib.models import Factory, Normalize, build
 
@@ -376,7 +376,7 @@ def in_turns(make_model: Factory, examples: Examples, tasks: list[tuple[Tensor, 
 
     count = min(at_once, len(tasks))
     # Seeded blocks that overlap do not leave the random state as it was: one around all of them does.
-    with torch.random.fork_rng(_cuda()), lanes(device, count) as places:
+    with torch.random.fork_rng(drawing()), lanes(device, count) as places:
         running = [(lane(list(range(k, len(tasks), count))), place) for k, place in enumerate(places)]
         while running:
             for turn in tuple(running):
@@ -491,14 +491,9 @@ def derive(seed: int, *names) -> int:
 def seeded(seed: int, *names):
     """A generator for the task called `names`. What takes no generator (dropout, say) draws from a forked global
     state inside; the caller's random state is left as it was."""
-    with torch.random.fork_rng(_cuda()):
+    with torch.random.fork_rng(drawing()):
         torch.manual_seed(derive(seed, *names, "global"))
         yield torch.Generator().manual_seed(derive(seed, *names))
-
-
-def _cuda() -> range:
-    """CUDA devices with a random state to leave as it was. Where CUDA has not been started, it is not for that."""
-    return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
 
 
 @dataclass(eq=False)

@@ -108,6 +108,11 @@ def test_a_replay_sees_its_own_batch_and_returns_what_was_recorded():
     assert len(set(places)) == 2                             # of either length its own
 
 
+def test_operations_are_counted_in_steps_that_are_launched(planted, rehearsed):
+    assert rum.flops(rum.Finetune(**common), planted.model, planted.forget, planted.retain) > 0
+    assert not rehearsed
+
+
 def test_another_wish_for_graphs_is_refused(planted, monkeypatch):
     monkeypatch.setenv("RUM_GRAPHS", "yes")
     with pytest.raises(ValueError, match="RUM_GRAPHS must be auto, on or off; got 'yes'"):
