@@ -2,6 +2,7 @@
 
     pick()                                                   # what RUM_DEVICE names; else a GPU if there is one
     pick("cuda:1")                                           # that one, or an error
+    send(x, device)                                          # without waiting for what the device is doing
     finished()                                               # wait: a clock that is read now has measured the work
     with torch.random.fork_rng(drawing()): ...               # leave the random state as it was, that of GPUs too
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 
 import torch
+from torch import Tensor
 
 # Read when CUDA starts, so set before: a queue for each stream, or else those of many models wait for each other; and
 # the workspaces with which cuBLAS gives the same result again where several streams use it.
@@ -41,6 +43,14 @@ def pick(name: str = "auto") -> torch.device:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device(asked)
+
+
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. To a GPU it goes from pinned memory: else the CPU would wait until all that was asked
+    before has been done."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
 
 
 def drawing() -> range:

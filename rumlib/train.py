@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rumlib.data import Examples, as_input, augment
-from rumlib.device import drawing, finished
+from rumlib.device import drawing, finished, send
 from rumlib.graphs import Recorded, lanes, recordable, wanted
 from rumlib.models import Factory, Normalize, build
 
@@ -141,7 +141,7 @@ class Descent:
     def steps(self, batches: Iterable, *, of: int) -> Iterator[None]:
         """Take a step for each batch, of so many for the schedule, and pause after it."""
         self.model.train()
-        with _passing(self.model, self.passed):
+        with _passing(self.model, self.passed), _fitting(self.recipe):
             for number, batch in enumerate(batches):
                 self.set_rate(self.recipe.rate(number, of))
                 count_examples(self.step(*batch))
@@ -184,6 +184,16 @@ class Descent:
             state["momentum_buffer"].zero_()
 
 
+@contextlib.contextmanager
+def _fitting(recipe: Recipe):
+    try:
+        yield
+    except torch.OutOfMemoryError as problem:
+        raise torch.OutOfMemoryError(
+            f"{problem}\nTake smaller batches (batch_size={recipe.batch_size}), fewer models side by side "
+            f"(rumlib.train.AT_ONCE, {AT_ONCE}), or end other processes on the device") from problem
+
+
 class Part:
     """What SGD moves of a parameter: all of it, or the weights marked in a bool mask, gathered into a vector of their
     own. The others are never touched, and a step costs as much as there are weights to move."""
@@ -217,7 +227,7 @@ def shuffled(examples: Examples, size: int, random: torch.Generator, *, weight: 
     """One epoch of `examples` in random order, as a model with this `weight` sees them and on its device."""
     device = examples.x.device if weight is None else weight.device
     order = torch.randperm(len(examples), generator=random)
-    at, order, y = order.to(examples.x.device), order.to(device), examples.y.to(device)       # once, and not each step
+    at, order, y = send(order, examples.x.device), send(order, device), send(examples.y, device)     # once an epoch
     for part, rows in zip(cut(at, size), cut(order, size), strict=True):
         x = examples.x[part]
         yield Batch(as_input(augment(x, random) if mirror else x, weight), y[rows], rows)
@@ -345,7 +355,7 @@ def fit_many(make_model: Factory, examples: Examples, subsets: list[Tensor], rec
             for _ in range(recipe.epochs):
                 count_passes(len(seeds))
                 order = torch.stack([torch.randperm(rows.shape[1], generator=random) for random in randoms])
-                for part in cut(rows.gather(1, order).to(x.device), recipe.batch_size):              # (K, batch)
+                for part in cut(send(rows.gather(1, order), x.device), recipe.batch_size):           # (K, batch)
                     yield x[part], y[part]
 
         def loss(model, x, y):                               # the sum over models: their gradients do not mix

@@ -1,6 +1,7 @@
-"""Devices, recorded steps and models that take turns, as far as a CPU can show them: the same code, but that a recorded
-step is run where a GPU would replay it."""
+"""Devices, recorded steps and models that take turns: on a GPU where there is one, and as far as a CPU can show them. It
+runs the same code, but for recorded steps: it runs them where a GPU would replay them."""
 
+import copy
 import os
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +22,7 @@ from rumlib.models import build
 from rumlib.train import Descent, cross_entropy, draws, epochs, in_turns
 
 CPU = torch.device("cpu")
+DEVICES = ("cpu", *["cuda"] * torch.cuda.is_available())
 common = dict(epochs=5, lr=0.1, batch_size=25, schedule="linear", clip=1.0)      # 111 are retained: a tail of 11
 relabel = rum.RandomLabel(**common)
 RECORDED = (rum.Finetune(**common), rum.L1Sparse(**common), rum.NegGrad(**{**common, "batch_size": 5}),
@@ -28,6 +30,11 @@ RECORDED = (rum.Finetune(**common), rum.L1Sparse(**common), rum.NegGrad(**{**com
             rum.SalUn(relabel, mask="tanh"), rum.BadTeacher(**common), rum.UNSIR(**common), rum.LastLayers(**common),
             rum.BoundaryShrink(**common), rum.BoundaryExpand(**common), rum.Finetune(**common, amp=True),
             rum.TopK(**common, tolerance=None, sim_weight=0.1, scope="selected"))
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return pick(request.param)
 
 
 @pytest.fixture
@@ -48,21 +55,22 @@ def rehearsed(monkeypatch):
 
 
 @pytest.mark.parametrize("algorithm", RECORDED, ids=lambda a: f"{type(a).__name__}{'-amp' * getattr(a, 'amp', False)}")
-def test_recorded_steps_unlearn_the_same_model_at_the_same_cost(algorithm, planted, rehearsed, monkeypatch):
+def test_recorded_steps_unlearn_the_same_model_at_the_same_cost(algorithm, device, planted, rehearsed, monkeypatch):
+    problem = copy.deepcopy(planted.model).to(device), planted.forget.to(device), planted.retain.to(device)
     with rum.cost() as recorded:
-        one = algorithm(planted.model, planted.forget, planted.retain, seed=3)
-    assert rehearsed
+        one = algorithm(*problem, seed=3)
+    assert rehearsed and next(one.parameters()).device.type == device.type
     monkeypatch.setenv("RUM_GRAPHS", "off")
     with rum.cost() as plain:
-        other = algorithm(planted.model, planted.forget, planted.retain, seed=3)
+        other = algorithm(*problem, seed=3)
     assert same(one, other)
     assert (recorded.examples, recorded.steps, recorded.passes) == (plain.examples, plain.steps, plain.passes)
 
 
 @pytest.mark.parametrize("options", [{}, {"clip": 0.5, "warmup": 0.2}, {"amp": True}, {"momentum": 0.0}], ids=str)
 @pytest.mark.parametrize("make", [make_model, make_normed], ids=["mlp", "batch norm"])
-def test_recorded_steps_train_the_same_model(make, options, planted, rehearsed, monkeypatch):
-    data = tiny(planted.train, 123) if make is make_normed else planted.train
+def test_recorded_steps_train_the_same_model(make, options, device, planted, rehearsed, monkeypatch):
+    data = (tiny(planted.train, 123) if make is make_normed else planted.train).to(device)
     recipe = rum.Recipe(epochs=6, lr=0.1, batch_size=50, **options)      # 50, 50, 23
     one = rum.fit(make, data, recipe, seed=1)
     assert [len(batch[1]) for batch in rehearsed] == [50, 23]
@@ -143,10 +151,10 @@ def test_a_descent_restarts_as_a_new_one(planted):
 
 @pytest.mark.parametrize("graphs", ["on", "off"])
 @pytest.mark.parametrize("at_once", [1, 2, 5, 9])
-def test_models_in_turns_are_those_trained_one_after_the_other(at_once, graphs, planted, monkeypatch):
+def test_models_in_turns_are_those_trained_one_after_the_other(at_once, graphs, device, planted, monkeypatch):
     """Models with BatchNorm, subsets of different lengths, more models than lanes and more lanes than models."""
     monkeypatch.setenv("RUM_GRAPHS", graphs)
-    data, recipe = tiny(planted.train, 100), rum.Recipe(epochs=4, lr=0.1, batch_size=20, schedule="linear", clip=1.0)
+    data, recipe = tiny(planted.train, 100).to(device), rum.Recipe(epochs=4, lr=0.1, batch_size=20, schedule="linear", clip=1.0)
     subsets = [torch.randperm(100, generator=torch.Generator().manual_seed(k))[:50 + k] for k in range(5)]
     before = torch.random.get_rng_state()
     with rum.cost() as spent:
@@ -182,6 +190,17 @@ def test_models_that_draw_numbers_are_trained_one_by_one(planted):
         assert same(model, rum.fit(dropping, planted.train[subset], recipe, seed=seed))
 
 
+def test_want_of_memory_says_what_to_change(planted):
+    class Greedy(nn.Linear):
+        def forward(self, x):
+            if self.training:
+                raise torch.OutOfMemoryError("none is left")
+            return super().forward(x)
+
+    with pytest.raises(torch.OutOfMemoryError, match=r"none is left\n.*batch_size=20\).*AT_ONCE, 8"):
+        rum.fit(nn.Sequential(nn.Flatten(), Greedy(16, 3)), planted.train, rum.Recipe(batch_size=20))
+
+
 def test_one_that_diverges_is_reported(planted):
     with pytest.raises(FloatingPointError, match=r"lower lr=1e\+30"):
         rum.fit_many(make_normed, tiny(planted.train, 60), [torch.arange(40), torch.arange(20, 60)],
@@ -209,8 +228,7 @@ def test_a_device_that_is_not_there_is_refused_before_any_data_is_read(tmp_path)
 
 
 def test_queues_are_asked_for_before_cuda_starts():
-    assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] and os.environ["CUBLAS_WORKSPACE_CONFIG"]
-    assert not torch.cuda.is_initialized()                   # nor does anything that was imported
+    assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] and os.environ["CUBLAS_WORKSPACE_CONFIG"]       # by the import
 
 
 def test_lanes_are_as_many_as_asked_for():
