@@ -28,17 +28,15 @@ def pick(name: str = "auto") -> torch.device:
     among deterministic algorithms, by rule and not by timing, and TF32 is off (training that may round uses bf16).
     """
     asked = os.environ.get("RUM_DEVICE", "auto") if name == "auto" else name
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    kind, _, number = asked.partition(":")
+    count = {"cuda": torch.cuda.device_count, "mps": torch.mps.device_count, "cpu": torch.cpu.device_count}
     if asked == "auto":
-        asked = kind = next(kind for kind, is_there in there.items() if is_there)
-    if kind not in there or (number and not number.isdecimal()):
-        raise ValueError(f"unknown device {asked!r}; choose one of auto, {', '.join(there)}, or cuda:<number>")
-    if not there[kind] or (kind == "cuda" and int(number or 0) >= torch.cuda.device_count()):
-        raise ValueError(f"there is no device {asked!r}: torch {torch.__version__} finds "
-                         f"{', '.join(kind for kind, is_there in there.items() if is_there)} and "
-                         f"{torch.cuda.device_count()} CUDA devices. Set RUM_DEVICE, or `device` of the profile, to "
-                         f"auto or cpu, or install a torch for that device")
+        asked = next(kind for kind in count if count[kind]())
+    kind, _, number = asked.partition(":")
+    if kind not in count or (number and not number.isdecimal()):
+        raise ValueError(f"unknown device {asked!r}; choose one of auto, {', '.join(count)}, or cuda:<number>")
+    if int(number or 0) >= count[kind]():
+        raise ValueError(f"there is no device {asked!r}: torch {torch.__version__} finds {count[kind]()} of that kind. "
+                         f"Set RUM_DEVICE, or `device` of the profile, to auto or cpu, or install a torch for it")
     if kind == "cuda":
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
