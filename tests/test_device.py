@@ -19,6 +19,7 @@ from rumlib.algorithms.base import Algorithm
 from rumlib.device import pick
 from rumlib.graphs import WARM_UP, Recorded, lanes, recordable
 from rumlib.models import build
+from rumlib.scores import TRACED
 from rumlib.train import Descent, cross_entropy, draws, epochs, in_turns
 
 CPU = torch.device("cpu")
@@ -92,7 +93,7 @@ def test_a_loss_that_promises_nothing_is_not_recorded(planted, rehearsed):
 
     assert not getattr(Algorithm.loss, "recordable", False)
     Mine(**common)(planted.model, planted.forget, planted.retain)
-    rum.fit(make_model, planted.train, rum.Recipe(epochs=5), trace=rum.Trace(planted.train))
+    rum.fit(make_model, planted.train, rum.Recipe(epochs=5), probe=rum.Curvature(planted.train))
     assert not rehearsed
     Promised(**common)(planted.model, planted.forget, planted.retain)
     assert rehearsed
@@ -114,6 +115,17 @@ def test_a_replay_sees_its_own_batch_and_returns_what_was_recorded():
     assert [kind for *_, kind in seen] == [float] * 2 * WARM_UP + [torch.Tensor] * 2 * (8 - WARM_UP)
     places = [recording.batch[0][0].data_ptr() for recording in recorded.recordings.values()]
     assert len(set(places)) == 2                             # of either length its own
+
+
+def test_a_trace_sees_every_batch_of_recorded_steps(device, planted, rehearsed, monkeypatch):
+    recipe, data, traces = rum.Recipe(epochs=6, batch_size=50), planted.train.to(device), []
+    for mode in ("on", "off"):
+        monkeypatch.setenv("RUM_GRAPHS", mode)
+        traces.append(rum.Trace(data))
+        rum.fit(make_model, data, recipe, trace=traces[-1])
+    assert len(rehearsed) == 2 and (traces[0].seen == 6).all()
+    for name in TRACED:
+        assert torch.equal(*(getattr(trace, name) for trace in traces))
 
 
 def test_operations_are_counted_in_steps_that_are_launched(planted, rehearsed):
