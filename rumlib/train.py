@@ -279,8 +279,7 @@ def fit(model: nn.Module | Factory, examples: Examples, recipe: Recipe, *, seed:
     with seeded(seed, "order") as random:
         batches = epochs(examples, recipe, random, next(model.parameters()))
         loss = cross_entropy if probe is None else probed
-        return descend(model, batches, loss, recipe, steps=steps,
-                       watch=None if trace is None else watch)
+        return descend(model, batches, loss, recipe, steps=steps, watch=None if trace is None else watch)
 
 
 @recordable
@@ -291,7 +290,6 @@ def cross_entropy(model: nn.Module, x: Tensor, y: Tensor, rows: Tensor) -> tuple
 
 
 # -- Many models at once ----------------------------------------------------------------------------------------------
-
 
 AT_ONCE = 8                                                  # side by side on a GPU: by estimate, not measured yet
 
@@ -395,10 +393,10 @@ def in_turns(make_model: Factory, examples: Examples, tasks: list[tuple[Tensor, 
     with torch.random.fork_rng(drawing()), lanes(device, count) as places:
         running = [(lane(list(range(k, len(tasks), count))), place) for k, place in enumerate(places)]
         while running:
-            for turn in tuple(running):
-                with turn[1]:
-                    if next(turn[0], "done") == "done":
-                        running.remove(turn)
+            for run, place in tuple(running):
+                with place:
+                    if next(run, None) is None:
+                        running.remove((run, place))
     return [trained[k] for k in range(len(tasks))]
 
 
