@@ -5,40 +5,41 @@
     python -m rumlib.plan imagenet devices=64 tflops=300     # on GPUs that sustain so many TFLOP/s, not on this machine
     plan = Plan(profile("laptop"), rates(profile("laptop")), devices=2); plan.table(); plan.hours
 
-Cells are those that notebooks 01 to 05 ask for, counted one by one. What one costs is counted as well, in examples passed
-forward and backward and in steps: each algorithm is run on a sketch of the study, blank images and a network of a few
-weights. Only what an example and a step take is measured, on the profile's own model, in a few seconds.
+Cells are those that notebooks 01 to 05 ask for, counted one by one. What one costs is counted as well, in examples
+passed forward and backward and in steps: each algorithm is run on a sketch of the study, blank images and a network of
+a few weights. Only what an example and a step take is measured, on the profile's own model, in a few seconds.
 """
 
 from __future__ import annotations
 
 import resource
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from itertools import permutations
-from math import ceil, prod
-from statistics import median
+from math import prod
 
 import pandas as pd
 import torch
+from joblib import effective_n_jobs
 from torch import nn
 
 from rumlib.algorithms import ClassProjection, Keep, TopK
 from rumlib.data import Examples, load
 from rumlib.metrics import evaluation, flops
-from rumlib.models import build, mlp
-from rumlib.profiles import PROFILES, Profile, algorithms, profile
-from rumlib.rum import RUM, Refine, Shuffled
+from rumlib.models import Factory, build, describe, mlp
+from rumlib.profiles import Profile, algorithms, profile
+from rumlib.rum import RUM, Refine, Shuffled, sequence
 from rumlib.scores import HOLDOUT, PROXIES, TRACED, Score
 from rumlib.status import survey
-from rumlib.study import CHUNK, Study, find_home, vary
+from rumlib.study import CHUNK, Study, vary
+from rumlib.timing import seconds
 from rumlib.train import Recipe, batch_count, cost, fit, fit_many, fits_stacking, predict
 from rumlib.tune import search, tuned
 
-STAGES = ("subset models", "proxies", "originals", "retrained", "tuning", "unlearning", "RUM study", "verdict", "ablations")
+STAGES = ("subset models", "proxies", "originals", "retrained", "tuning", "unlearning", "RUM study", "verdict",
+          "ablations")
 
 
 # -- What a study is of -----------------------------------------------------------------------------------------------
@@ -124,7 +125,8 @@ class Asking:
             for name in names:
                 yield Task("retrained", "oracle", name, self.sets[name], seed=seed)
 
-    def run(self, stage: str, ways: Ways, seeds: Iterable[int], *, mia: bool = True, kind: str = "run") -> Iterator[Task]:
+    def run(self, stage: str, ways: Ways, seeds: Iterable[int], *, mia: bool = True,
+            kind: str = "run") -> Iterator[Task]:
         for name, algorithm in ways:
             yield from self.trained([name], seeds)
             for seed in seeds:
@@ -154,7 +156,8 @@ class Asking:
     def levels(self) -> Iterator[Task]:
         """Notebook 03: all algorithms at every level of memorization and every budget."""
         p, levels = self.p, ("low", "medium", "high")
-        candidates = [(level, *candidate) for b in p.budgets for candidate in Study(p, quiet=True).candidates(b).values()
+        known = Study(p, quiet=True)
+        candidates = [(level, *candidate) for b in p.budgets for candidate in known.candidates(b).values()
                       for level in levels]
         if not self.on_file():
             yield from self.tune("tuning", candidates)
@@ -257,5 +260,332 @@ class Asking:
         return {notebook: list(dict.fromkeys(score + tasks)) for notebook, tasks in asked.items()}
 
 
-SKETCH = Score("memorization", torch.arange(1.0, 4097))      # stands for any: what counts is how many examples there are
+SKETCH = Score("memorization", torch.zeros(1))              # stands for any: what counts is how many examples there are
+MANY = 4096                                                  # more than twice what influence unlearning looks at
 FEW = ("Fine-tune", "NegGrad+", "SCRUB", "Random label")     # one algorithm of each family
+
+
+# -- What it costs ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Examples passed forward and backward, SGD steps, examples passed forward only, membership attacks."""
+
+    examples: float = 0
+    steps: float = 0
+    forward: float = 0
+    attacks: int = 0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.examples + other.examples, self.steps + other.steps, self.forward + other.forward,
+                     self.attacks + other.attacks)
+
+    def __mul__(self, times: float) -> Spent:
+        return Spent(times * self.examples, times * self.steps, times * self.forward, round(times * self.attacks))
+
+
+def training(n: int, recipe: Recipe) -> Spent:
+    return Spent(recipe.epochs * n, recipe.epochs * batch_count(n, recipe.batch_size))
+
+
+def unlearning(algorithm: Callable, forget: int, retain: int) -> Spent:
+    """What an algorithm passes through a model, with so many examples to forget and to retain."""
+    if isinstance(algorithm, RUM):
+        parts = [len(part) for part in torch.arange(forget).tensor_split(len(algorithm.steps))]
+        steps = sequence(parts, algorithm.order, retain, algorithm.waiting)
+        return sum((unlearning(algorithm.steps[k], parts[k], known) for k, known in steps), start=Spent())
+    if "lr=" in repr(algorithm):
+        algorithm = vary(algorithm, lr=0.001)                # costs as much, does not diverge, and is counted once
+    if retain <= MANY:
+        return _counted(algorithm, forget, retain)
+    few, many = (_counted(algorithm, forget, n) for n in (MANY // 2, MANY))
+    return many + (many + few * -1) * ((retain - MANY) / (MANY - MANY // 2))    # each example is seen as often
+
+
+@cache
+def _counted(algorithm: Callable, forget: int, retain: int) -> Spent:
+    """Counted while it unlearns blank images."""
+    random, n = torch.Generator().manual_seed(0), forget + retain
+    blank = Examples(torch.rand(n, 1, 2, 2, generator=random), torch.arange(n) % 10)
+    with cost() as spent:
+        algorithm(build(partial(mlp, shape=(1, 2, 2), hidden=(4,)), 0), *blank.split(torch.arange(n) < forget), seed=0)
+    return Spent(spent.examples, spent.steps)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds for an example, forward and backward, and for a step beside its examples."""
+
+    example: float
+    step: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one worker does: its paces of training, of subset models and of unlearning; seconds for an example passed
+    forward and for a membership attack; bytes that it holds beside the data; where this is from."""
+
+    train: Pace
+    subset: Pace
+    unlearn: Pace
+    forward: float
+    attack: float
+    memory: float
+    source: str
+
+    def seconds(self, kind: str, spent: Spent) -> float:
+        """What a cell of that kind takes."""
+        pace = self.subset if kind == "bank" else self.unlearn if kind in ("run", "dynamics") else self.train
+        return (spent.examples * pace.example + spent.steps * pace.step + spent.forward * self.forward
+                + spent.attacks * self.attack)
+
+
+def measured(p: Profile) -> Rates:
+    """The rates of this machine, in one thread, on random images of the profile's shape: a few steps of each kind."""
+    torch.set_num_threads(1)
+    known, algorithm = sizes(p), next(iter(p.algorithms.values()))
+    stacked = fits_stacking(build(p.make_model, 0))
+
+    def images(n: int) -> Examples:
+        x = torch.rand(n, *known.shape, generator=torch.Generator().manual_seed(0))
+        return Examples(x if known.width == 4 else (255 * x).byte(), torch.arange(n) % known.classes)
+
+    def many(make_model: Factory, examples: Examples, recipe: Recipe) -> None:
+        models = CHUNK[stacked]
+        fit_many(make_model, examples, [torch.arange(len(examples))] * models, recipe, seeds=list(range(models)))
+
+    train = pace(partial(fit, p.make_model), p.recipe, images)
+    subset = pace(partial(many, p.make_model), p.recipe, images) if stacked else train
+    unlearn = pace(partial(fit, p.make_model), algorithm.recipe(), images)
+    shown = images(min(1024, known.n))
+    [forward] = seconds(partial(predict, build(p.make_model, 0), shown))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Rates(train, subset, unlearn, forward / len(shown), attack(known), memory, "measured on this machine")
+
+
+def stated(p: Profile, tflops: float) -> Rates:
+    """The rates of a device that sustains so many TFLOP/s, dense products of the model alone counted."""
+    known, model = sizes(p), build(p.make_model, 0)
+    two = Examples(torch.rand(2, *known.shape), torch.zeros(2, dtype=torch.int64))
+    operations = flops(lambda model, forget, retain, seed: predict(model, forget), model, two, two) / 2
+    train, forward = Pace(3 * operations / (tflops * 1e12)), operations / (tflops * 1e12)
+    weights = sum(4 * w.numel() for w in model.parameters())
+    return Rates(train, train, train, forward, attack(known), 5 * weights,
+                 f"stated: {tflops:g} TFLOP/s sustained by one device, at {operations / 1e9:.3g} GFLOP an example "
+                 f"forward and three times as many in training; attacks measured on this machine; of memory, the "
+                 f"weights of five models (two, their gradient, momentum and oracle), no activations")
+
+
+def pace(train: Callable, recipe: Recipe, images: Callable[[int], Examples]) -> Pace:
+    """From trainings on as many examples in batches and in quarters of batches, of half a second or so."""
+    b = recipe.batch_size
+    ways = [replace(recipe, epochs=1, batch_size=size) for size in (max(2, b // 4), b)]
+    train(images(b), ways[0])                                # what only the first run takes: imports, allocation
+    [once] = seconds(partial(train, images(b), ways[0]), rounds=1)
+    examples = images(b * max(1, min(64, int(0.5 / once))))
+    counts = []
+    for way in ways:
+        with cost() as spent:
+            train(examples, way)
+        counts.append(spent)
+    quarters, whole = seconds(*(partial(train, examples, way) for way in ways), rounds=5 if once < 0.5 else 1)
+    step = max(0.0, quarters - whole) / (counts[0].steps - counts[1].steps)
+    return Pace(max(0.0, whole - step * counts[1].steps) / counts[1].examples, step)
+
+
+def attack(known: Sizes) -> float:
+    """Seconds of a membership attack with as many members as there are test images: their number squared counts."""
+    n, random = min(known.n_test, 2000), torch.Generator().manual_seed(0)
+    sets = [Examples(torch.zeros(n, 1, 1, 1), torch.zeros(n, dtype=torch.int64))] * 3
+    surer = torch.zeros(known.classes)
+    surer[0] = 2.0                                           # of the images it was trained on
+    logits = [torch.randn(n, known.classes, generator=random) + k * surer for k in (1.5, 2, 1)]
+    ways = (partial(evaluation, logits, sets, mia=mia) for mia in (True, False))
+    evaluation(logits, sets)                                 # imports
+    with_, without = seconds(*ways)
+    return (with_ - without) * (known.n_test / n) ** 2
+
+
+# -- The plan ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the study of a profile takes on `devices` workers (processes of one thread, or GPUs) with these rates."""
+
+    p: Profile
+    rates: Rates
+    devices: int
+
+    def __post_init__(self):
+        if self.devices < 1:
+            raise ValueError(f"devices is the number of workers, one thread or one GPU each, at least 1; got "
+                             f"{self.devices}")
+
+    @cached_property
+    def model(self) -> nn.Module:
+        return build(self.p.make_model, 0)
+
+    @cached_property
+    def notebooks(self) -> dict[str, list[Task]]:
+        return Asking(self.p).notebooks()
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """Every cell once."""
+        return list(dict.fromkeys(task for tasks in self.notebooks.values() for task in tasks))
+
+    def spent(self, task: Task) -> Spent:
+        """What a cell passes through models, and how often a model is attacked."""
+        p, known = self.p, sizes(self.p)
+        all_ = known.n + known.n_test
+        match task.kind:
+            case "bank":
+                one = training(round(p.fraction * known.n), p.recipe)
+                steps = one.steps * (1 if fits_stacking(self.model) else task.size)
+                return Spent(one.examples * task.size, steps, known.n * task.size)
+            case "original":
+                return training(known.n, p.recipe)
+            case "probed" if task.forget == "loss_curvature":
+                return training(known.n, p.recipe) * 2       # it doubles the passes
+            case "probed":
+                tenth = round(known.n / 10)
+                two = training(known.n - tenth, p.recipe) + training(tenth, replace(
+                    HOLDOUT, batch_size=p.recipe.batch_size)) + Spent(forward=2 * (known.n - tenth))
+                return two * 2
+            case "oracle":                                   # its answers are asked for once more, by runs
+                return training(known.n - task.size, p.recipe) + Spent(forward=2 * all_, attacks=1)
+        evaluations = 1 if task.kind == "run" else 2 + len(task.does.steps)
+        return unlearning(task.does, task.size, known.n - task.size) + Spent(
+            forward=evaluations * all_, attacks=task.mia and task.kind == "run")
+
+    def disk(self, task: Task) -> float:
+        """Bytes that a cell leaves."""
+        n = sizes(self.p).n
+        weights = sum(w.numel() * w.element_size() for w in self.model.state_dict().values())
+        return 3000 + {"bank": 4 * n * task.size, "original": weights + 20 * n, "probed": 4 * n,
+                       "oracle": weights + 8 * task.size}.get(task.kind, 0)
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """One row per cell: stage, kind, models that it trains, examples passed forward and backward in millions, hours
+        of one worker for training and for evaluation, gigabytes that it leaves on disk."""
+        rows = []
+        for task in self.tasks:
+            spent = self.spent(task)
+            train, judge = (self.rates.seconds(task.kind, part) / 3600 for part in (
+                replace(spent, forward=0, attacks=0), replace(spent, examples=0, steps=0)))
+            models = {"bank": task.size, "probed": 2 if task.forget == "holdout_retraining" else 1}.get(task.kind, 1)
+            rows.append((task.stage, task.kind, models, spent.examples / 1e6, train, judge, self.disk(task) / 1e9))
+        return pd.DataFrame(rows, columns=["stage", "kind", "models", "M examples", "training h", "evaluation h", "GB"])
+
+    @cached_property
+    def hours(self) -> float:
+        """Of all workers together, one after the other."""
+        return float(self.cells[["training h", "evaluation h"]].sum().sum())
+
+    def table(self) -> pd.DataFrame:
+        """One row per stage, and their sum. `wall h` is that of the stage on all workers: never less than its longest
+        cell takes."""
+        hours = self.cells["training h"] + self.cells["evaluation h"]
+        groups = self.cells.assign(hours=hours).groupby("stage", sort=False)
+        table = groups[["models", "M examples", "training h", "evaluation h", "GB"]].sum()
+        table.insert(0, "cells", groups.size())
+        table["wall h"] = (groups["hours"].sum() / self.devices).clip(lower=groups["hours"].max())
+        table = table.reindex([stage for stage in STAGES if stage in table.index])
+        table.loc["all"] = table.sum()
+        return table.astype({"cells": int, "models": int})
+
+    @property
+    def memory(self) -> float:
+        """Bytes on one worker, data included."""
+        return self.rates.memory + sizes(self.p).bytes
+
+    def assumptions(self) -> list[str]:
+        r, p, known = self.rates, self.p, sizes(self.p)
+        read = "the values on file are read" if Asking(p).on_file() else "all values are searched"
+        return [
+            f"{known.n:,} training and {known.n_test:,} test images of {known.shape}, {describe(p.make_model)}, "
+            f"{p.recipe}",
+            f"rates {r.source}: an example {r.train.example:.3g} s in training, {r.subset.example:.3g} s in subset "
+            f"models, {r.unlearn.example:.3g} s in unlearning, {r.forward:.3g} s forward; a step {r.train.step:.2g}, "
+            f"{r.subset.step:.2g} and {r.unlearn.step:.2g} s more; a membership attack {r.attack:.2g} s",
+            f"{self.devices} workers, cells independent of each other, none waiting for data or for others but at the "
+            f"end of a stage",
+            f"notebooks 01 to 05 with {len(p.seeds)} seeds and {len(p.tuning_seeds)} for tuning ({read}); 06 to 08 and "
+            f"what notebooks draw and print are not in it",
+            "passes that an algorithm makes without a gradient (a teacher's) are not counted"]
+
+
+def recorded(p: Profile) -> pd.DataFrame | None:
+    """Seconds that the finished cells of a study took, by kind: number and mean. None if there are none."""
+    study = Study(p, quiet=True)
+    if not study.store.folder.is_dir():
+        return None
+    cells = survey(study)
+    return cells[cells["state"] == "done"].groupby("kind")["seconds"].agg(["size", "mean"])
+
+
+# -- ImageNet ---------------------------------------------------------------------------------------------------------
+
+
+def resnet50() -> nn.Module:
+    """torchvision's, for 224x224 images and 1,000 classes."""
+    from torchvision.models import resnet50
+
+    return resnet50()
+
+
+IMAGENET = Profile(                                          # only to be planned: its data do not fit into memory
+    name="imagenet",
+    data="imagenet",
+    make_model=resnet50,
+    recipe=Recipe(epochs=100, lr=0.4, batch_size=896, amp=True),         # Feldman and Zhang 2020, appendix
+    score_models=2000,                                       # theirs, each on 70 % of the images
+    set_size=3000,
+    bands=15,
+    budgets=(5,),
+    rates={5: (0.005, 0.01, 0.02, 0.05)},
+    ascent_rates=(0.0001, 0.001),
+    rum_budget=5,
+    rum_rates=(0.005, 0.01, 0.02, 0.05),
+    verdict_seeds=6,
+    algorithms=algorithms(batch_size=256),
+    workers=1,
+    seeds=(0, 1, 2),
+    tuning_seeds=(100,),
+)
+
+
+def main(which: str = "laptop", *options: str) -> None:
+    given = dict(option.partition("=")[::2] for option in options)
+    unknown = given.keys() - {"devices", "tflops"}
+    if unknown:
+        raise ValueError(f"unknown option {', '.join(unknown)}; there are devices= and tflops=")
+    p = IMAGENET if which == IMAGENET.name else profile(which)
+    tflops = number("tflops", given["tflops"], float) if given.get("tflops") else None
+    devices = number("devices", given["devices"], int) if given.get("devices") else effective_n_jobs(p.workers)
+    plan = Plan(p, measured(p) if tflops is None else stated(p, tflops), devices)
+    with pd.option_context("display.width", 140):
+        print(plan.table().round(3).to_string())
+    print(f"memory of one worker: {plan.memory / 1e9:.2g} GB, data {sizes(p).bytes / 1e9:.2g} GB of it")
+    print(*(f"- {line}" for line in plan.assumptions()), sep="\n")
+
+
+def number(name: str, text: str, kind: type) -> float:
+    """A positive number. Raises ValueError for anything else."""
+    try:
+        value = kind(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be a positive {'number' if kind is float else 'whole number'}; got {text!r}")
+    return value
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except (ValueError, FileNotFoundError) as problem:
+        sys.exit(f"{problem}")
