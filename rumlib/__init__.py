@@ -60,7 +60,7 @@ from rumlib.metrics import (
     weight_cosine,
     weight_distance,
 )
-from rumlib.models import build, describe, mlp, resnet18, small_resnet, vgg16_bn, vit_tiny
+from rumlib.models import build, describe, mlp, resnet18, resnet50, small_resnet, vgg16_bn, vit_tiny
 from rumlib.profiles import Profile, profile
 from rumlib.rows import contrast, summarise, tow_between
 from rumlib.rum import RUM, Refine, Shuffled, stream
@@ -93,7 +93,7 @@ __all__ = ["PROXIES", "RUM", "SPDGAN", "SSD", "UNSIR", "Algorithm", "AutoRUM", "
            "disagreements", "entanglement", "evaluate", "features", "fit", "fit_many", "flops", "forget_ids",
            "forgetting_rate", "forgetting_rate_calibrated", "forgetting_rate_mia", "from_dataset", "gaussians",
            "label_hash", "layers_reached", "load", "matched", "memorization", "memorization_from", "mia_gap", "mlp",
-           "mmd", "neighbours", "overlap", "predict", "probes", "profile", "proxy", "resnet18", "retention",
-           "separability", "similarity", "small_resnet", "stream", "summarise", "svc_mia", "tow", "tow_between",
-           "tow_from_accuracies", "tow_mia", "tuned", "ulira", "unlearning_degree", "vary", "vgg16_bn", "vit_tiny",
-           "weight_cosine", "weight_distance", "xent"]
+           "mmd", "neighbours", "overlap", "predict", "probes", "profile", "proxy", "resnet18", "resnet50",
+           "retention", "separability", "similarity", "small_resnet", "stream", "summarise", "svc_mia", "tow",
+           "tow_between", "tow_from_accuracies", "tow_mia", "tuned", "ulira", "unlearning_degree", "vary", "vgg16_bn",
+           "vit_tiny", "weight_cosine", "weight_distance", "xent"]

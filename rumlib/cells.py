@@ -146,6 +146,7 @@ class Store:
         cell = {"identity": identity, "values": values, "seconds": round(seconds, 4), "made": here()}
         kept = cell
         if "tensors" in values:
+            cell["values"] = values = {**values, "tensors": {k: t.cpu() for k, t in values["tensors"].items()}}
             data = safetensors.torch.save({k: t.contiguous() for k, t in values["tensors"].items()})
             put(path.with_suffix(".safetensors"), data)
             kept = {**cell, "values": {**values, "tensors": hashlib.sha256(data).hexdigest()}}

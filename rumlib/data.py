@@ -1,7 +1,7 @@
 """Images and labels as tensors that remember who they are.
 
     train, test = load("digits")             # real 8x8 digits, embedded; noise and flipped labels are known
-    train, test = load("cifar10", root=...)  # Parquet or torchvision's files; also cifar100, fashion_mnist, a folder
+    train, test = load("cifar10", root=...)  # Parquet or torchvision's files; also cifar100, ..., a folder
     train = from_dataset(my_dataset)         # any torch Dataset of (image, class) pairs
     train, test = gaussians()                # points in the plane around four centres, a class each
     forget, retain = train.split(mask)       # mask: True where the point must go
@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import index as whole
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DATASETS = ("digits", "cifar10", "cifar100", "fashion_mnist")
+DATASETS = ("digits", "cifar10", "cifar100", "fashion_mnist", "tiny_imagenet")
 
 
 # -- Examples ---------------------------------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ class Examples:
     """A set of labelled images, in memory.
 
     x      (n, channels, height, width), uint8 in 0..255 or float in [0, 1] (any finite float is accepted)
-    y      (n,) int64, class numbers from 0
+    y      (n,) int64, class numbers from 0; y, index and info stay on the CPU, where examples are chosen
     index  (n,) int64, who each example is: its row in the data set it came from; 0..n-1 if not given
     info   further facts, one value per example, e.g. ``noise`` and ``flipped`` of the digits
     names  names of the classes, if there are any
@@ -72,7 +72,7 @@ class Examples:
             if len(values) != len(x):
                 raise ValueError(f"info[{name!r}] holds {len(values)} values for {len(x)} examples")
         # The one place where a frozen field is set: tensors given as arrays or lists become tensors.
-        for name, value in (("x", x), ("y", y.long()), ("index", index.long())):
+        for name, value in (("x", x), ("y", y.long().cpu()), ("index", index.long().cpu())):
             object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
@@ -93,7 +93,7 @@ class Examples:
 
     def split(self, mask: Tensor) -> tuple[Examples, Examples]:
         """(forget, retain): the examples where the bool `mask` (n,) is True, and all others."""
-        mask = torch.as_tensor(mask)
+        mask = torch.as_tensor(mask).cpu()
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must be bool, True where the point must go; got {mask.dtype}")
         if mask.shape != (len(self),):
@@ -109,10 +109,11 @@ class Examples:
         known = sorted(set(self.y.tolist()))
         for unknown in set(classes) - set(known):
             raise ValueError(f"class {unknown} is not in the data; there are {known}")
-        return self.split(torch.isin(self.y, torch.tensor(classes, dtype=torch.int64, device=self.y.device)))
+        return self.split(torch.isin(self.y, torch.tensor(classes, dtype=torch.int64)))
 
     def to(self, device) -> Examples:
-        return Examples(self.x.to(device), self.y.to(device), self.index, self.info, self.names)
+        """The same examples with their images on the device."""
+        return Examples(self.x.to(device), self.y, self.index, self.info, self.names)
 
     @cached_property
     def digest(self) -> str:
@@ -151,8 +152,8 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     n, _, h, w = x.shape
     pad = h // 8
     padded = torch.nn.functional.pad(x, (pad, pad, pad, pad))
-    top, left = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(x.device)
-    mirrored = torch.rand(n, generator=generator).to(x.device) < 0.5
+    top, left = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(x.device, non_blocking=True)
+    mirrored = torch.rand(n, generator=generator).to(x.device, non_blocking=True) < 0.5
     column = torch.arange(w, device=x.device).expand(n, w)
     column = torch.where(mirrored[:, None], w - 1 - column, column) + left[:, None]     # (n, w)
     row = torch.arange(h, device=x.device) + top[:, None]                               # (n, h)
@@ -168,8 +169,8 @@ def load(name: str, *, root: str | Path | None = None, download: bool = False, c
          noise: float = 1.0, flips: float = 0.05) -> tuple[Examples, Examples]:
     """Load (train, test).
 
-    name      "digits", "cifar10", "cifar100", "fashion_mnist", or the path of a folder with ``train/<class>/*`` and
-              ``test/<class>/*`` (or ``val/``)
+    name      "digits", "cifar10", "cifar100", "fashion_mnist", "tiny_imagenet" (its validation images are the test
+              set), or the path of a folder with ``train/<class>/*`` and ``test/<class>/*`` (or ``val/``)
     root      where the files are; else the environment variable RUM_DATA; else ``data``
     download  let torchvision fetch what is missing (needs a network)
     classes   keep these classes only, renumbered from 0 in the order given
@@ -195,6 +196,9 @@ def load(name: str, *, root: str | Path | None = None, download: bool = False, c
     if name == "cifar10" and parquet:
         return (_parquet(parquet[0] / "train.parquet", n=n, **select),
                 _parquet(parquet[0] / "test.parquet", n=n_test, **select))
+    if name == "tiny_imagenet":
+        (read_train, *of_train), (read_test, *of_test) = _tiny_imagenet(root)
+        return _chosen(read_train, *of_train, n=n, **select), _chosen(read_test, *of_test, n=n_test, **select)
     train, test = _torchvision(name, root, download)
     return _part(train, n=n, **select), _part(test, n=n_test, **select)
 
@@ -311,6 +315,28 @@ def _folder(root: Path, part: str, **select) -> Examples:
     size = select["size"] or 32
     return _chosen(lambda rows: torch.stack([resize(pil_to_tensor(images[int(i)][0]), [size, size]) for i in rows]),
                    torch.tensor(images.targets), tuple(images.classes), **select)
+
+
+def _tiny_imagenet(root: Path) -> list[tuple[Callable, Tensor, tuple[str, ...]]]:
+    """(how to decode rows, labels, names) of training and validation images, 64x64: classes in the order of their
+    names, images in that of their files and of val_annotations.txt."""
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    folder = next((f for f in (root / "tiny-imagenet-200", root / "tiny_imagenet", root) if (f / "val").is_dir()), None)
+    if folder is None or not (folder / "val" / "val_annotations.txt").exists():
+        raise FileNotFoundError(f"tiny_imagenet was not found under {root.resolve()}: unpack tiny-imagenet-200.zip "
+                                f"there (it cannot be fetched with download=True), or point RUM_DATA or root= to it")
+    images = ImageFolder(str(folder / "train"))
+    lines = [line.split("\t") for line in (folder / "val" / "val_annotations.txt").read_text().splitlines()]
+    validation = [(folder / "val" / "images" / Path(file).name, images.class_to_idx[c]) for file, c, *_ in lines]
+    both = []
+    for samples in (images.samples, validation):
+        def decode(rows, samples=samples):
+            return torch.stack([pil_to_tensor(images.loader(samples[int(i)][0])) for i in rows])
+
+        both.append((decode, torch.tensor([c for _, c in samples]), tuple(images.classes)))
+    return both
 
 
 def _torchvision(name: str, root: Path, download: bool) -> tuple[Examples, Examples]:

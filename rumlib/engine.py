@@ -50,7 +50,8 @@ def engine() -> str:
 
 def run(function: Callable, tasks: list[tuple], *, workers: int = -1, gpu: bool = False,
         again: Callable[[int], None] = lambda tasks: None) -> Iterator[tuple[int, object]]:
-    """Yield (k, function(*tasks[k])) as they finish; `workers` -1 is one per core, `gpu` says that each needs a GPU.
+    """Yield (k, function(*tasks[k])) as they finish; `workers` -1 is one per core, `gpu` says that each needs a GPU:
+    then, but for Dask, all run in this process, which has one.
 
     Where a worker is killed, what it had not finished is tried again; `again` is told how many tasks that are. Raises
     RuntimeError, with the remedy, if that happens repeatedly (once more with loky, four times to one task on Dask), and
@@ -59,7 +60,7 @@ def run(function: Callable, tasks: list[tuple], *, workers: int = -1, gpu: bool 
     name = engine()
     if name == "dask" and tasks:
         yield from _on_dask(function, tasks, workers, gpu, again)
-    elif name == "serial" or workers == 1 or len(tasks) == 1:
+    elif name == "serial" or gpu or workers == 1 or len(tasks) == 1:
         yield from (_one(function, k, task) for k, task in enumerate(tasks))
     else:
         yield from _on_loky(function, tasks, workers, again)

@@ -44,33 +44,54 @@ def small_resnet(shape: tuple[int, ...] = (3, 16, 16), classes: int = 10,
                                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes)))
 
 
-def resnet18(classes: int = 10, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> nn.Module:
-    """torchvision's ResNet-18 with the stem for 32x32 images: a 3x3 convolution of stride 1 and no max-pooling.
+def resnet18(classes: int = 10, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD,
+             stem: str = "cifar") -> nn.Module:
+    """torchvision's ResNet-18. stem="cifar", for 32x32 images: a 3x3 convolution of stride 1 and no max-pooling;
+    "imagenet": torchvision's own, 7x7 of stride 2 and max-pooling.
 
     Inputs in [0, 1] are normalised inside, with CIFAR-10's mean and standard deviation by default.
     """
-    from torchvision.models import resnet18
+    return _resnet("resnet18", classes, mean, std, stem)
 
-    network = resnet18(num_classes=classes)
-    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-    network.maxpool = nn.Identity()
+
+def resnet50(classes: int = 10, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD,
+             stem: str = "cifar") -> nn.Module:
+    """torchvision's ResNet-50, with the stems of `resnet18`."""
+    return _resnet("resnet50", classes, mean, std, stem)
+
+
+def _resnet(name: str, classes: int, mean: tuple[float, ...], std: tuple[float, ...], stem: str) -> nn.Module:
+    from torchvision.models import get_model
+
+    if stem not in ("cifar", "imagenet"):
+        raise ValueError(f'stem must be "cifar" or "imagenet"; got {stem!r}')
+    network = get_model(name, num_classes=classes)
+    if stem == "cifar":
+        network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+        network.maxpool = nn.Identity()
     return channels_last(nn.Sequential(Normalize(mean, std), network))
 
 
-def vgg16_bn(classes: int = 10, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> nn.Module:
-    """The convolutions of torchvision's VGG-16 with BatchNorm, for 32x32 images, and three layers of 512 units on top.
+def vgg16_bn(classes: int = 10, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD, size: int = 32,
+             units: int = 512) -> nn.Module:
+    """The convolutions of torchvision's VGG-16 with BatchNorm, for images of size x size pixels, and three layers on
+    top, of that many units the first two.
 
     Inputs in [0, 1] are normalised inside, with CIFAR-10's mean and standard deviation by default.
     """
     from torchvision.models.vgg import cfgs, make_layers
 
+    if size < 32 or size % 32:
+        raise ValueError(f"the convolutions halve the size five times: it must be a multiple of 32; got {size}")
     convolutions = make_layers(cfgs["D"], batch_norm=True)
     for layer in convolutions:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    top = [layer for _ in range(2) for layer in (nn.Dropout(), nn.Linear(512, 512), nn.ReLU())]
-    return channels_last(nn.Sequential(Normalize(mean, std), convolutions, nn.Flatten(), *top, nn.Linear(512, classes)))
+    widths = (512 * (size // 32) ** 2, units, units)
+    top = [layer for a, b in pairwise(widths) for layer in (nn.Dropout(), nn.Linear(a, b), nn.ReLU())]
+    return channels_last(nn.Sequential(Normalize(mean, std), convolutions, nn.Flatten(), *top,
+                                       nn.Linear(units, classes)))
 
 
 def vit_tiny(classes: int = 10, size: int = 32, patch: int = 4, depth: int = 4, width: int = 128, heads: int = 4,

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rumlib.data import Examples, as_input, digest, label_hash
+from rumlib.device import finished
 from rumlib.models import Factory
 from rumlib.train import Recipe, correct, derive, evaluating, fit, fit_many, predict
 
@@ -262,17 +263,17 @@ class Trace:
         self._rows = 0
 
     def __call__(self, rows: Tensor, logits: Tensor, y: Tensor) -> None:
-        start = time.perf_counter()
         self._waiting.append((rows, logits, y))
         self._rows += len(rows)
         if self._rows >= len(self.seen):                     # once an epoch: batch by batch it takes ten times as long
             self.flush()
-        self.seconds += time.perf_counter() - start
 
     def flush(self) -> None:
         """Take into account what has been seen since the last epoch was complete."""
         if not self._waiting:
             return
+        finished()                                           # the training itself, whose time does not count here
+        start = time.perf_counter()
         rows, logits, y = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
         self._waiting, self._rows = [], 0
         logp = logits.float().log_softmax(1)                 # finite, and so is p log p where p underflows to 0
@@ -283,7 +284,8 @@ class Trace:
                              (self.max_confidence, best.values),
                              (self.entropy, -(p * logp).sum(1)),
                              (self.binary_accuracy, (best.indices == y).float())):
-            sums.index_add_(0, rows, values.cpu())
+            sums.index_add_(0, rows.cpu(), values.cpu())
+        self.seconds += time.perf_counter() - start
 
 
 class Curvature:
@@ -298,8 +300,10 @@ class Curvature:
         self.seconds = 0.0
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rows: Tensor) -> None:
+        finished()                                           # as in `Trace`, though here for every batch
         start = time.perf_counter()
-        self.curvature.index_add_(0, rows, curvature(model, x, y, step=self.step).float().cpu())
+        found, rows = curvature(model, x, y, step=self.step).float().cpu(), rows.cpu()
+        self.curvature.index_add_(0, rows, found)
         self.seen.index_add_(0, rows, torch.ones(len(rows)))
         self.seconds += time.perf_counter() - start
 

@@ -32,6 +32,7 @@ from rumlib import engine
 from rumlib.algorithms import Keep, Retrain
 from rumlib.cells import FORMAT, Failure, Remembering, digest_of, factory, identify, notebook, remembered
 from rumlib.data import Examples, digest, load
+from rumlib.device import pick
 from rumlib.metrics import (
     Evaluation,
     accuracies,
@@ -64,7 +65,7 @@ from rumlib.spdgan import SPDGAN, probes, unlearning_degree
 from rumlib.train import cost, count_examples, derive, features, fit, fits_stacking, predict
 from rumlib.tune import FOLDER, search, tuned, write
 
-CHUNK = {True: 32, False: 4}                                 # subset models per task, by whether they are stacked
+CHUNK = {"stacked": 32, "cpu": 4, "mps": 4, "cuda": 40}      # subset models per task: what is lost by an interruption
 
 
 # -- Forget sets and cells --------------------------------------------------------------------------------------------
@@ -164,6 +165,7 @@ class Study(Remembering):
         if set(self.profile.seeds) & set(self.profile.tuning_seeds):
             raise ValueError(f"reporting seeds {self.profile.seeds} and tuning seeds {self.profile.tuning_seeds} "
                              f"overlap; results must be reported on other seeds than rates were chosen on")
+        self.device = pick(self.profile.device)
         self.home = Path(home) if home else find_home()
         super().__init__(self.home / "runs" / self.profile.name, workers=self.profile.workers, quiet=quiet)
         self.started = time.time()
@@ -181,7 +183,7 @@ class Study(Remembering):
 
     @cached_property
     def _data(self) -> tuple[Examples, Examples]:
-        return load(self.profile.data, **self.profile.options)
+        return tuple(part.to(self.device) for part in load(self.profile.data, **self.profile.options))
 
     @property
     def train(self) -> Examples:
@@ -197,16 +199,16 @@ class Study(Remembering):
         differently on another kind of device, in another precision, and with the kernels of another release."""
         weight = next(build(self.profile.make_model, 0).parameters())
         return {"data": [self.train.digest, self.test.digest], "model": factory(self.profile.make_model),
-                "recipe": repr(self.profile.recipe), "device": weight.device.type, "dtype": str(weight.dtype),
+                "recipe": repr(self.profile.recipe), "device": self.device.type, "dtype": str(weight.dtype),
                 "torch": ".".join(version("torch").split(".")[:2]), "format": FORMAT}
 
     # -- what is remembered
 
     @remembered
-    def bank(self, numbers: range, fraction: float) -> dict:
+    def bank(self, numbers: range, fraction: float, how: Retrain) -> dict:
         """Subset models of the memorization estimator."""
         start = time.perf_counter()
-        part = train_bank(self.profile.make_model, self.train, self.profile.recipe, numbers, fraction=fraction)
+        part = train_bank(how.make_model, self.train, how.recipe, numbers, fraction=fraction)
         seconds = time.perf_counter() - start
         return {"seconds": seconds, "tensors": {f.name: getattr(part, f.name) for f in fields(part)}}
 
@@ -290,7 +292,7 @@ class Study(Remembering):
         for number in numbers:
             shift = config.untrained(gone.x.shape[1])
             shift.load_state_dict(self.generator(forget, config, seed, number)["tensors"])
-            shifts.append(shift.eval())
+            shifts.append(shift.eval().to(self.device))
         unlearned = self._unlearned(forget, algorithm, seed)[0]
         asked = probes(shifts, {"forget": gone, "test": self.test, "retain": kept})
         rows = []
@@ -374,9 +376,10 @@ class Study(Remembering):
     @cached_property
     def score(self) -> Score:
         """Memorization of every training example."""
-        models, size = self.profile.score_models, CHUNK[fits_stacking(build(self.profile.make_model, 0))]
+        models, how = self.profile.score_models, self.profile.scored_by
+        size = CHUNK["stacked" if fits_stacking(build(how.make_model, 0)) else self.device.type]
         chunks = [range(k, min(k + size, models)) for k in range(0, models, size)]
-        parts = self.ask(Study.bank, [(chunk, self.profile.fraction) for chunk in chunks], "subset models")
+        parts = self.ask(Study.bank, [(chunk, self.profile.fraction, how) for chunk in chunks], "subset models")
         self.score_seconds = sum(part["seconds"] for part in parts)      # on one core
         return sum((Bank(**part["tensors"]) for part in parts[1:]), start=Bank(**parts[0]["tensors"])).score(
             self.train.index)
@@ -415,7 +418,7 @@ class Study(Remembering):
         model = build(self.profile.make_model, 0)
         model.load_state_dict({name.removeprefix("weights/"): value for name, value in cell["tensors"].items()
                                if name.startswith("weights/")})
-        return model.eval()
+        return model.eval().to(self.device)
 
     @lru_cache(maxsize=16)                                   # noqa: B019
     def split(self, forget: ForgetSet) -> tuple[Examples, Examples]:
@@ -440,8 +443,8 @@ class Study(Remembering):
 
     def levels(self) -> dict[str, ForgetSet]:
         """Forget sets of low, medium and high memorization, and RUM's mix of all three."""
-        size = self.profile.set_size
-        return {level: self.forget_set(level, self.score.pick(size * (3 if level == "mix" else 1), level))
+        p = self.profile
+        return {level: self.forget_set(level, self.score.pick(p.mix if level == "mix" else p.set_size, level))
                 for level in ("low", "medium", "high", "mix")}
 
     def bands(self) -> list[ForgetSet]:

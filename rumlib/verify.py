@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from rumlib import engine
-from rumlib.cells import differences, digest_of, here, parse
+from rumlib.cells import differences, digest_of, factory, here, parse
 from rumlib.code import PACKAGE
 from rumlib.status import survey
 from rumlib.study import ForgetSet, Study
@@ -105,8 +105,9 @@ def _built(value, study: Study, known: Mapping[str, object]):
         if value["digest"] not in known:
             raise LookupError(f"what hashes to {value['digest']} is not on file")
         return known[value["digest"]]
-    if value == study.identity["model"]:
-        return study.profile.make_model
+    for make_model in (study.profile.make_model, study.profile.scored_by.make_model):
+        if value == factory(make_model):
+            return make_model
     name = value.get("class", value.get("function", ""))
     home, _, own = name.rpartition(".")
     kind = getattr(importlib.import_module(home), own) if name.startswith("rumlib.") and name in PACKAGE else None

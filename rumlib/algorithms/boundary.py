@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rumlib.algorithms.base import Algorithm, accept, count, xent
 from rumlib.data import Examples, as_input
+from rumlib.graphs import recordable
 from rumlib.train import predict, seeded
 
 
@@ -25,6 +26,7 @@ class Boundary(Algorithm):
     def steps(self, forget, retain):
         return self.epochs * count(forget, self.batch_size)
 
+    @recordable
     def loss(self, model, original, relabelled, _):
         return xent(model, relabelled)
 
@@ -81,7 +83,7 @@ def nearest_wrong(model: nn.Module, examples: Examples, bound: float) -> Tensor:
         with torch.no_grad():
             others = model(x + bound * slope.sign()).scatter(1, y[:, None], -torch.inf)
         found.append(others.argmax(1))
-    return torch.cat(found).to(examples.y.device)
+    return torch.cat(found).cpu()
 
 
 def output_layer(model: nn.Module, classes: int) -> tuple[str, nn.Linear]:

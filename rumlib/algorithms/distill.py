@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rumlib.algorithms.base import Algorithm, count
+from rumlib.graphs import recordable
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Scrub(Algorithm):
         return (self.epochs * count(retain, self.batch_size)
                 + min(self.epochs, self.max_steps) * count(forget, self.batch_size))
 
+    @recordable
     def loss(self, model, original, forget, retain):
         if retain is None:
             return -self.divergence(model(forget.x), original, forget.x)
@@ -56,6 +58,6 @@ class Scrub(Algorithm):
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T^2 KL(teacher, student) of logits (batch, classes) softened by the temperature T, averaged over the batch."""
-    p = (teacher / temperature).log_softmax(1)
+    p = (teacher / temperature).log_softmax(1)               # in float32, under autocast too
     q = (student / temperature).log_softmax(1)
     return temperature**2 * F.kl_div(q, p, log_target=True, reduction="batchmean")

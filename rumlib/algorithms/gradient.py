@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rumlib.algorithms.base import Algorithm, count, xent
+from rumlib.graphs import recordable
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Finetune(Algorithm):
         for batch in epoch.shuffled(retain):
             yield None, batch
 
+    @recordable
     def loss(self, model, original, forget, retain):
         return xent(model, retain)
 
@@ -35,6 +37,7 @@ class L1Sparse(Algorithm):
         for batch in epoch.shuffled(retain):
             yield self.alpha * (1 - epoch.number / epoch.of), batch
 
+    @recordable
     def loss(self, model, original, strength, retain):
         return xent(model, retain) + strength * sum(p.abs().sum() for p in model.parameters())
 
@@ -52,6 +55,7 @@ class NegGrad(Algorithm):
     def steps(self, forget, retain):
         return self.epochs * count(forget, self.batch_size)
 
+    @recordable
     def loss(self, model, original, forget, retain):
         return -xent(model, forget)
 
@@ -70,5 +74,6 @@ class NegGradPlus(Algorithm):
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha weighs retain against forget loss, in [0, 1]; got {self.alpha}")
 
+    @recordable
     def loss(self, model, original, forget, retain):
         return self.alpha * xent(model, retain) - (1 - self.alpha) * xent(model, forget)

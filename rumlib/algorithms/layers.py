@@ -10,6 +10,7 @@ from torch import nn
 
 from rumlib.algorithms.base import accept
 from rumlib.algorithms.gradient import Finetune
+from rumlib.graphs import recordable
 from rumlib.train import seeded
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
@@ -50,6 +51,7 @@ class LastLayers(Finetune):
             new.requires_grad_(old.requires_grad)
         return unlearned
 
+    @recordable
     def loss(self, model, original, forget, retain):
         for layer in layers(model)[:-self.k]:
             for module in layer:

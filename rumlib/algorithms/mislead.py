@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from rumlib.algorithms.base import Algorithm, count
 from rumlib.algorithms.distill import distillation
 from rumlib.algorithms.layers import reset
+from rumlib.graphs import recordable
 from rumlib.train import Batch, count_examples, predict
 
 
@@ -26,15 +27,17 @@ class BadTeacher(Algorithm):
     def prepare(self, original, forget, retain):
         bad = copy.deepcopy(original)
         reset(bad.modules())
-        return torch.cat([predict(bad, forget), predict(original, retain)])      # (n, classes), once for all epochs
+        taught = torch.cat([predict(bad, forget), predict(original, retain)])    # (n, classes), once for all epochs
+        return taught.to(next(original.parameters()).device)
 
     def batches(self, forget, retain, epoch):
         for batch in epoch.shuffled(forget + retain):
-            yield epoch.prepared[batch.rows].to(batch.x.device), batch
+            yield epoch.prepared[batch.rows], batch
 
     def steps(self, forget, retain):
         return self.epochs * count(forget + retain, self.batch_size)
 
+    @recordable
     def loss(self, model, original, taught, mixed):
         return distillation(model(mixed.x), taught, self.temperature)
 
@@ -72,9 +75,10 @@ class UNSIR(Algorithm):
         for batch in epoch.shuffled(retain):
             if epoch.number < self.impair:
                 size = max(round(len(batch.y) * self.share / (1 - self.share)), 1)
-                rows = torch.randint(len(y), (size,), generator=epoch.random).to(y.device)
+                rows = torch.randint(len(y), (size,), generator=epoch.random).to(y.device, non_blocking=True)
                 batch = Batch(torch.cat([batch.x, x[rows]]), torch.cat([batch.y, y[rows]]), batch.rows)
             yield None, batch
 
+    @recordable
     def loss(self, model, original, _, mixed):
         return F.cross_entropy(model(mixed.x), mixed.y)

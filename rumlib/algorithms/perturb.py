@@ -27,6 +27,7 @@ from rumlib.algorithms.distill import distillation
 from rumlib.algorithms.influence import Weights, mean_gradient, squared_gradients, trainable, unflatten
 from rumlib.algorithms.layers import layers, reset
 from rumlib.data import Examples
+from rumlib.graphs import recordable
 from rumlib.train import accuracy, batch_count, evaluating, seeded
 
 SCORES = ("grad_mean", "fisher", "abs", "ratio")
@@ -209,6 +210,7 @@ class Perturbation(Algorithm):
             for batch in epoch.shuffled(kept):
                 yield None, batch
 
+    @recordable
     def loss(self, model, original, forget, retain):
         if forget is None:
             return xent(model, retain)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rumlib.algorithms.base import Algorithm, accept, count, official, xent
 from rumlib.data import Examples, as_input
+from rumlib.graphs import recordable
 from rumlib.train import count_examples
 
 
@@ -23,7 +24,7 @@ class RandomLabel(Algorithm):
     """
 
     def batches(self, forget, retain, epoch):
-        y = torch.randint(epoch.classes(forget), (len(forget),), generator=epoch.random).to(forget.y.device)
+        y = torch.randint(epoch.classes(forget), (len(forget),), generator=epoch.random)
         relabelled = Examples(forget.x, y, forget.index)
         for batch in epoch.shuffled(relabelled + retain):
             yield None, batch
@@ -31,6 +32,7 @@ class RandomLabel(Algorithm):
     def steps(self, forget, retain):
         return self.epochs * count(forget + retain, self.batch_size)
 
+    @recordable
     def loss(self, model, original, _, mixed):
         return xent(model, mixed)
 
