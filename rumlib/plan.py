@@ -3,7 +3,7 @@
     python -m rumlib.plan laptop                             # make plan PROFILE=laptop
     python -m rumlib.plan cifar10-small devices=8            # make plan PROFILE=cifar10-small DEVICES=8
     python -m rumlib.plan imagenet devices=64 tflops=300     # on GPUs that sustain so many TFLOP/s, not on this machine
-    plan = Plan(profile("laptop"), rates(profile("laptop")), devices=2); plan.table(); plan.hours
+    plan = Plan(p, measured(p, 2), devices=2); plan.table(), plan.hours
 
 Cells are those that notebooks 01 to 05 ask for, counted one by one. What one costs is counted as well, in examples
 passed forward and backward and in steps: each algorithm is run on a sketch of the study, blank images and a network of
@@ -23,19 +23,20 @@ from math import prod
 import pandas as pd
 import torch
 from joblib import effective_n_jobs
-from torch import nn
 
+from rumlib import engine
 from rumlib.algorithms import ClassProjection, Keep, TopK
 from rumlib.data import Examples, load
+from rumlib.device import pick
 from rumlib.metrics import evaluation, flops
-from rumlib.models import Factory, build, describe, mlp
+from rumlib.models import Factory, build, describe, mlp, resnet50
 from rumlib.profiles import Profile, algorithms, profile
 from rumlib.rum import RUM, Refine, Shuffled, sequence
 from rumlib.scores import HOLDOUT, PROXIES, TRACED, Score
 from rumlib.status import survey
 from rumlib.study import CHUNK, Study, vary
 from rumlib.timing import seconds
-from rumlib.train import Recipe, batch_count, cost, fit, fit_many, fits_stacking, predict
+from rumlib.train import AT_ONCE, Recipe, batch_count, cost, fit, fit_many, fits_stacking, predict
 from rumlib.tune import search, tuned
 
 STAGES = ("subset models", "proxies", "originals", "retrained", "tuning", "unlearning", "RUM study", "verdict",
@@ -116,7 +117,7 @@ class Asking:
     def sets(self) -> Sets:
         p, n = self.p, sizes(self.p).n
         bands = {f"band {k}": n // p.bands for k in range(3)}
-        return {level: p.set_size for level in ("low", "medium", "high")} | {"mix": 3 * p.set_size} | bands | {
+        return {level: p.set_size for level in ("low", "medium", "high")} | {"mix": p.mix} | bands | {
             f"matched {level}": p.set_size for level in ("low", "medium", "high")}
 
     def trained(self, names: Iterable[str], seeds: Iterable[int]) -> Iterator[Task]:
@@ -143,7 +144,7 @@ class Asking:
 
     def scores(self) -> Iterator[Task]:
         p = self.p
-        size = CHUNK[fits_stacking(build(p.make_model, 0))]
+        size = chunk(p)
         for k in range(0, p.score_models, size):
             yield Task("subset models", "bank", size=min(size, p.score_models - k), seed=k)
 
@@ -315,21 +316,24 @@ def _counted(algorithm: Callable, forget: int, retain: int) -> Spent:
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds for an example, forward and backward, and for a step beside its examples."""
+    """Seconds for an example forward and backward, for a step beside its examples, and for an example forward only."""
 
     example: float
-    step: float = 0.0
+    step: float
+    forward: float
+
+    def __str__(self) -> str:
+        return f"{self.example:.3g} s an example, {self.step:.2g} s a step, {self.forward:.3g} s forward only"
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What one worker does: its paces of training, of subset models and of unlearning; seconds for an example passed
-    forward and for a membership attack; bytes that it holds beside the data; where this is from."""
+    """What one worker does: its paces of training, of subset models and of unlearning; seconds for a membership attack;
+    bytes that it holds beside the data; where this is from."""
 
     train: Pace
     subset: Pace
     unlearn: Pace
-    forward: float
     attack: float
     memory: float
     source: str
@@ -337,47 +341,67 @@ class Rates:
     def seconds(self, kind: str, spent: Spent) -> float:
         """What a cell of that kind takes."""
         pace = self.subset if kind == "bank" else self.unlearn if kind in ("run", "dynamics") else self.train
-        return (spent.examples * pace.example + spent.steps * pace.step + spent.forward * self.forward
+        return (spent.examples * pace.example + spent.steps * pace.step + spent.forward * pace.forward
                 + spent.attacks * self.attack)
 
 
-def measured(p: Profile) -> Rates:
-    """The rates of this machine, in one thread, on random images of the profile's shape: a few steps of each kind."""
-    torch.set_num_threads(1)
-    known, algorithm = sizes(p), next(iter(p.algorithms.values()))
-    stacked = fits_stacking(build(p.make_model, 0))
+def measured(p: Profile, workers: int) -> Rates:
+    """The rates of a worker while others work beside it, as many as this machine has; of all, the slowest."""
+    device = pick(p.device)
+    count = 1 if device.type == "cuda" else min(workers, effective_n_jobs(-1))
+    found = [rates for _, rates in engine.run(rates_here, [(p,)] * count, workers=count, gpu=device.type == "cuda")]
+    return max(found, key=lambda rates: rates.train.example + rates.train.step / p.recipe.batch_size)
+
+
+def rates_here(p: Profile) -> Rates:
+    """Those of this process, on random images of the profile's shape: a few steps of each kind."""
+    known, device, scored = sizes(p), pick(p.device), p.scored_by
+    gentle = next(iter(p.algorithms.values())).recipe()
+    models = 32 if stacked(p) else AT_ONCE if device.type == "cuda" else 1
 
     def images(n: int) -> Examples:
         x = torch.rand(n, *known.shape, generator=torch.Generator().manual_seed(0))
-        return Examples(x if known.width == 4 else (255 * x).byte(), torch.arange(n) % known.classes)
+        return Examples(x if known.width == 4 else (255 * x).byte(), torch.arange(n) % known.classes).to(device)
 
-    def many(make_model: Factory, examples: Examples, recipe: Recipe) -> None:
-        models = CHUNK[stacked]
-        fit_many(make_model, examples, [torch.arange(len(examples))] * models, recipe, seeds=list(range(models)))
+    def many(examples: Examples, recipe: Recipe) -> None:
+        fit_many(scored.make_model, examples, [torch.arange(len(examples))] * models, recipe, seeds=list(range(models)))
 
-    train = pace(partial(fit, p.make_model), p.recipe, images)
-    subset = pace(partial(many, p.make_model), p.recipe, images) if stacked else train
-    unlearn = pace(partial(fit, p.make_model), algorithm.recipe(), images)
-    shown = images(min(1024, known.n))
-    [forward] = seconds(partial(predict, build(p.make_model, 0), shown))
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Rates(train, subset, unlearn, forward / len(shown), attack(known), memory, "measured on this machine")
+    train, unlearn = (pace(partial(fit, p.make_model), p.make_model, recipe, images) for recipe in (p.recipe, gentle))
+    subset = pace(many, scored.make_model, scored.recipe, images)
+    memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    return Rates(train, subset, unlearn, attack(known), memory, f"measured on this machine ({device.type})")
 
 
 def stated(p: Profile, tflops: float) -> Rates:
     """The rates of a device that sustains so many TFLOP/s, dense products of the model alone counted."""
-    known, model = sizes(p), build(p.make_model, 0)
+    known = sizes(p)
     two = Examples(torch.rand(2, *known.shape), torch.zeros(2, dtype=torch.int64))
-    operations = flops(lambda model, forget, retain, seed: predict(model, forget), model, two, two) / 2
-    train, forward = Pace(3 * operations / (tflops * 1e12)), operations / (tflops * 1e12)
-    weights = sum(4 * w.numel() for w in model.parameters())
-    return Rates(train, train, train, forward, attack(known), 5 * weights,
-                 f"stated: {tflops:g} TFLOP/s sustained by one device, at {operations / 1e9:.3g} GFLOP an example "
-                 f"forward and three times as many in training; attacks measured on this machine; of memory, the "
-                 f"weights of five models (two, their gradient, momentum and oracle), no activations")
+
+    def of(make_model: Factory) -> Pace:
+        counted = flops(lambda model, forget, retain, seed: predict(model, forget), build(make_model, 0), two, two)
+        forward = counted / 2 / (tflops * 1e12)
+        return Pace(3 * forward, 0.0, forward)
+
+    train = of(p.make_model)
+    weights = sum(4 * w.numel() for w in build(p.make_model, 0).parameters())
+    return Rates(train, of(p.scored_by.make_model), train, attack(known), 5 * weights,
+                 f"stated: {tflops:g} TFLOP/s sustained by one device, training three times the operations of a forward "
+                 f"pass; attacks measured on this machine; memory is that of two models, a gradient, a momentum and an "
+                 f"oracle, without activations")
 
 
-def pace(train: Callable, recipe: Recipe, images: Callable[[int], Examples]) -> Pace:
+def stacked(p: Profile) -> bool:
+    """Whether the subset models are trained as one."""
+    return fits_stacking(build(p.scored_by.make_model, 0))
+
+
+def chunk(p: Profile) -> int:
+    """Subset models in a cell."""
+    return CHUNK["stacked" if stacked(p) else pick(p.device).type]
+
+
+def pace(train: Callable, make_model: Factory, recipe: Recipe, images: Callable[[int], Examples]) -> Pace:
     """From trainings on as many examples in batches and in quarters of batches, of half a second or so."""
     b = recipe.batch_size
     ways = [replace(recipe, epochs=1, batch_size=size) for size in (max(2, b // 4), b)]
@@ -389,9 +413,11 @@ def pace(train: Callable, recipe: Recipe, images: Callable[[int], Examples]) -> 
         with cost() as spent:
             train(examples, way)
         counts.append(spent)
-    quarters, whole = seconds(*(partial(train, examples, way) for way in ways), rounds=5 if once < 0.5 else 1)
+    model = build(make_model, 0).to(examples.x.device)
+    quarters, whole, forward = seconds(*(partial(train, examples, way) for way in ways),
+                                       partial(predict, model, examples), rounds=5 if once < 0.5 else 1)
     step = max(0.0, quarters - whole) / (counts[0].steps - counts[1].steps)
-    return Pace(max(0.0, whole - step * counts[1].steps) / counts[1].examples, step)
+    return Pace(max(0.0, whole - step * counts[1].steps) / counts[1].examples, step, forward / len(examples))
 
 
 def attack(known: Sizes) -> float:
@@ -424,8 +450,13 @@ class Plan:
                              f"{self.devices}")
 
     @cached_property
-    def model(self) -> nn.Module:
-        return build(self.p.make_model, 0)
+    def stacked(self) -> bool:
+        return stacked(self.p)
+
+    @cached_property
+    def weights(self) -> int:
+        """Bytes of a model."""
+        return sum(w.numel() * w.element_size() for w in build(self.p.make_model, 0).state_dict().values())
 
     @cached_property
     def notebooks(self) -> dict[str, list[Task]]:
@@ -442,8 +473,8 @@ class Plan:
         all_ = known.n + known.n_test
         match task.kind:
             case "bank":
-                one = training(round(p.fraction * known.n), p.recipe)
-                steps = one.steps * (1 if fits_stacking(self.model) else task.size)
+                one = training(round(p.fraction * known.n), p.scored_by.recipe)
+                steps = one.steps * (1 if self.stacked else task.size)
                 return Spent(one.examples * task.size, steps, known.n * task.size)
             case "original":
                 return training(known.n, p.recipe)
@@ -463,9 +494,8 @@ class Plan:
     def disk(self, task: Task) -> float:
         """Bytes that a cell leaves."""
         n = sizes(self.p).n
-        weights = sum(w.numel() * w.element_size() for w in self.model.state_dict().values())
-        return 3000 + {"bank": 4 * n * task.size, "original": weights + 20 * n, "probed": 4 * n,
-                       "oracle": weights + 8 * task.size}.get(task.kind, 0)
+        return 3000 + {"bank": 4 * n * task.size, "original": self.weights + 20 * n, "probed": 4 * n,
+                       "oracle": self.weights + 8 * task.size}.get(task.kind, 0)
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -508,9 +538,10 @@ class Plan:
         return [
             f"{known.n:,} training and {known.n_test:,} test images of {known.shape}, {describe(p.make_model)}, "
             f"{p.recipe}",
-            f"rates {r.source}: an example {r.train.example:.3g} s in training, {r.subset.example:.3g} s in subset "
-            f"models, {r.unlearn.example:.3g} s in unlearning, {r.forward:.3g} s forward; a step {r.train.step:.2g}, "
-            f"{r.subset.step:.2g} and {r.unlearn.step:.2g} s more; a membership attack {r.attack:.2g} s",
+            f"subset models: {p.score_models} of {describe(p.scored_by.make_model)}, {p.scored_by.recipe}",
+            f"rates {r.source}",
+            f"training: {r.train}; unlearning: {r.unlearn}; subset models: {r.subset}; a membership attack: "
+            f"{r.attack:.2g} s",
             f"{self.devices} workers, cells independent of each other, none waiting for data or for others but at the "
             f"end of a stage",
             f"notebooks 01 to 05 with {len(p.seeds)} seeds and {len(p.tuning_seeds)} for tuning ({read}); 06 to 08 and "
@@ -530,17 +561,10 @@ def recorded(p: Profile) -> pd.DataFrame | None:
 # -- ImageNet ---------------------------------------------------------------------------------------------------------
 
 
-def resnet50() -> nn.Module:
-    """torchvision's, for 224x224 images and 1,000 classes."""
-    from torchvision.models import resnet50
-
-    return resnet50()
-
-
 IMAGENET = Profile(                                          # only to be planned: its data do not fit into memory
     name="imagenet",
     data="imagenet",
-    make_model=resnet50,
+    make_model=partial(resnet50, classes=1000, stem="imagenet"),
     recipe=Recipe(epochs=100, lr=0.4, batch_size=896, amp=True),         # Feldman and Zhang 2020, appendix
     score_models=2000,                                       # theirs, each on 70 % of the images
     set_size=3000,
@@ -566,7 +590,7 @@ def main(which: str = "laptop", *options: str) -> None:
     p = IMAGENET if which == IMAGENET.name else profile(which)
     tflops = number("tflops", given["tflops"], float) if given.get("tflops") else None
     devices = number("devices", given["devices"], int) if given.get("devices") else effective_n_jobs(p.workers)
-    plan = Plan(p, measured(p) if tflops is None else stated(p, tflops), devices)
+    plan = Plan(p, measured(p, devices) if tflops is None else stated(p, tflops), devices)
     with pd.option_context("display.width", 140):
         print(plan.table().round(3).to_string())
     print(f"memory of one worker: {plan.memory / 1e9:.2g} GB, data {sizes(p).bytes / 1e9:.2g} GB of it")

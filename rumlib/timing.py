@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-import torch
+from rumlib.device import finished
 
 
 def seconds(*ways: Callable[[], object], rounds: int = 3) -> list[float]:
@@ -18,15 +18,9 @@ def seconds(*ways: Callable[[], object], rounds: int = 3) -> list[float]:
     times = [[] for _ in ways]
     for _ in range(rounds):
         for way, taken in zip(ways, times, strict=True):
-            finish()
+            finished()
             start = time.perf_counter()
             way()
-            finish()
+            finished()
             taken.append(time.perf_counter() - start)
     return [statistics.median(taken) for taken in times]
-
-
-def finish() -> None:
-    """Wait for the GPU, if there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
