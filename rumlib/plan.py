@@ -15,7 +15,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property, partial
 from itertools import permutations
 from math import prod
@@ -23,12 +23,13 @@ from math import prod
 import pandas as pd
 import torch
 from joblib import effective_n_jobs
+from torch import nn
 
 from rumlib import engine
-from rumlib.algorithms import ClassProjection, Keep, TopK
+from rumlib.algorithms import Algorithm, ClassProjection, Keep, Retrain, TopK
 from rumlib.data import Examples, load
 from rumlib.device import pick
-from rumlib.metrics import evaluation, flops
+from rumlib.metrics import evaluation, flops, jensen_shannon
 from rumlib.models import Factory, build, describe, mlp, resnet50
 from rumlib.profiles import Profile, algorithms, profile
 from rumlib.rum import RUM, Refine, Shuffled, sequence
@@ -237,9 +238,7 @@ class Asking:
             RUM(refine, (label,) * 3, order=order) for order in ((0, 1, 2), down)]
         yield from self.ablated("ablations", watched, ())
         yield from self.run("ablations", [("mix", way) for way in watched], p.seeds, kind="dynamics")
-        common = dict(epochs=p.rum_budget, batch_size=p.recipe.batch_size, schedule="linear", clip=5.0)
-        few = TopK(k=0.1, perturb="gauss_rel", sigma=1.5, tolerance=None, **common)
-        project = ClassProjection(30.0, 30.0, samples=None, granularity="examples")
+        few, project = others(p)
         rates = {"lr": p.rum_rates[-3:]}
         for way, space in (label, {}), (few, {}), (project, {"alpha_forget": (3.0, 30.0, 300.0)}):
             chain = RUM(refine, (Keep(), label, way), order=down)
@@ -262,6 +261,14 @@ class Asking:
 
 
 SKETCH = Score("memorization", torch.zeros(1))              # stands for any: what counts is how many examples there are
+def others(p: Profile) -> tuple[TopK, ClassProjection]:
+    """Those of notebook 05 that the profile does not name."""
+    common = dict(epochs=p.rum_budget, batch_size=p.recipe.batch_size, schedule="linear", clip=5.0)
+    return (TopK(k=0.1, perturb="gauss_rel", sigma=1.5, tolerance=None, **common),
+            ClassProjection(30.0, 30.0, samples=None, granularity="examples"))
+
+
+SLOW = 0.5                                                   # seconds a batch: then nothing but training is tried
 MANY = 4096                                                  # more than twice what influence unlearning looks at
 FEW = ("Fine-tune", "NegGrad+", "SCRUB", "Random label")     # one algorithm of each family
 
@@ -271,37 +278,42 @@ FEW = ("Fine-tune", "NegGrad+", "SCRUB", "Random label")     # one algorithm of 
 
 @dataclass(frozen=True)
 class Spent:
-    """Examples passed forward and backward, SGD steps, examples passed forward only, membership attacks."""
+    """What passes through a model: examples forward and backward, in so many SGD steps of so many trainings; examples
+    forward only; and what is made of it: evaluations, membership attacks."""
 
     examples: float = 0
     steps: float = 0
+    trainings: float = 0
     forward: float = 0
-    attacks: int = 0
+    evaluations: float = 0
+    attacks: float = 0
 
     def __add__(self, other: Spent) -> Spent:
-        return Spent(self.examples + other.examples, self.steps + other.steps, self.forward + other.forward,
-                     self.attacks + other.attacks)
+        return Spent(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     def __mul__(self, times: float) -> Spent:
-        return Spent(times * self.examples, times * self.steps, times * self.forward, round(times * self.attacks))
+        return Spent(*(times * getattr(self, f.name) for f in fields(self)))
+
+    __rmul__ = __mul__
 
 
 def training(n: int, recipe: Recipe) -> Spent:
-    return Spent(recipe.epochs * n, recipe.epochs * batch_count(n, recipe.batch_size))
+    return Spent(recipe.epochs * n, recipe.epochs * batch_count(n, recipe.batch_size), trainings=1)
 
 
-def unlearning(algorithm: Callable, forget: int, retain: int) -> Spent:
-    """What an algorithm passes through a model, with so many examples to forget and to retain."""
+def unlearning(algorithm: Callable, forget: int, retain: int) -> Iterator[tuple[str, Spent]]:
+    """What an algorithm passes through a model, with so many examples to forget and to retain, by its name; what a RUM
+    does, step by step."""
     if isinstance(algorithm, RUM):
         parts = [len(part) for part in torch.arange(forget).tensor_split(len(algorithm.steps))]
-        steps = sequence(parts, algorithm.order, retain, algorithm.waiting)
-        return sum((unlearning(algorithm.steps[k], parts[k], known) for k, known in steps), start=Spent())
+        for k, known in sequence(parts, algorithm.order, retain, algorithm.waiting):
+            yield from unlearning(algorithm.steps[k], parts[k], known)
+        return
     if "lr=" in repr(algorithm):
         algorithm = vary(algorithm, lr=0.001)                # costs as much, does not diverge, and is counted once
-    if retain <= MANY:
-        return _counted(algorithm, forget, retain)
-    few, many = (_counted(algorithm, forget, n) for n in (MANY // 2, MANY))
-    return many + (many + few * -1) * ((retain - MANY) / (MANY - MANY // 2))    # each example is seen as often
+    few, many = (_counted(algorithm, forget, min(n, retain)) for n in (MANY // 2, MANY))
+    more = max(0, retain - MANY) / (MANY - MANY // 2)        # each further example is seen as often as those between
+    yield type(algorithm).__name__, many + more * (many + -1 * few)
 
 
 @cache
@@ -311,38 +323,48 @@ def _counted(algorithm: Callable, forget: int, retain: int) -> Spent:
     blank = Examples(torch.rand(n, 1, 2, 2, generator=random), torch.arange(n) % 10)
     with cost() as spent:
         algorithm(build(partial(mlp, shape=(1, 2, 2), hidden=(4,)), 0), *blank.split(torch.arange(n) < forget), seed=0)
-    return Spent(spent.examples, spent.steps)
+    return Spent(spent.examples, spent.steps, trainings=algorithm != Keep())
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds for an example forward and backward, for a step beside its examples, and for an example forward only."""
+    """Seconds for an example forward and backward; for a step, beside its examples; for a training, beside its steps:
+    copies and checks; and for an example forward only."""
 
     example: float
     step: float
+    training: float
     forward: float
 
+    def __call__(self, spent: Spent) -> float:
+        return (spent.examples * self.example + spent.steps * self.step + spent.trainings * self.training
+                + spent.forward * self.forward)
+
     def __str__(self) -> str:
-        return f"{self.example:.3g} s an example, {self.step:.2g} s a step, {self.forward:.3g} s forward only"
+        return (f"{self.example:.3g} s an example, {self.step:.2g} s a step, {self.training:.2g} s a training, "
+                f"{self.forward:.3g} s an example forward only")
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What one worker does: its paces of training, of subset models and of unlearning; seconds for a membership attack;
-    bytes that it holds beside the data; where this is from."""
+    """What one worker does: its paces of training, of subset models and of unlearning (by fine-tuning; others take so
+    many times as long: `weights`); seconds for an evaluation and for a membership attack; bytes that it holds beside
+    the data; where this is from."""
 
     train: Pace
     subset: Pace
     unlearn: Pace
+    evaluation: float
     attack: float
     memory: float
     source: str
+    weights: Mapping[str, float] = field(default_factory=dict)
 
-    def seconds(self, kind: str, spent: Spent) -> float:
-        """What a cell of that kind takes."""
-        pace = self.subset if kind == "bank" else self.unlearn if kind in ("run", "dynamics") else self.train
-        return (spent.examples * pace.example + spent.steps * pace.step + spent.forward * pace.forward
-                + spent.attacks * self.attack)
+    def seconds(self, what: str, spent: Spent) -> float:
+        """Of a kind of cell, or of an algorithm of that name."""
+        paces = {"bank": self.subset, "original": self.train, "probed": self.train, "oracle": self.train}
+        return (self.weights.get(what, 1.0) * paces.get(what, self.unlearn)(spent)
+                + spent.evaluations * self.evaluation + spent.attacks * self.attack)
 
 
 def measured(p: Profile, workers: int) -> Rates:
@@ -356,7 +378,7 @@ def measured(p: Profile, workers: int) -> Rates:
 def rates_here(p: Profile) -> Rates:
     """Those of this process, on random images of the profile's shape: a few steps of each kind."""
     known, device, scored = sizes(p), pick(p.device), p.scored_by
-    gentle = next(iter(p.algorithms.values())).recipe()
+    algorithm, model = next(iter(p.algorithms.values())), build(p.make_model, 0).to(device)
     models = 32 if stacked(p) else AT_ONCE if device.type == "cuda" else 1
 
     def images(n: int) -> Examples:
@@ -366,11 +388,16 @@ def rates_here(p: Profile) -> Rates:
     def many(examples: Examples, recipe: Recipe) -> None:
         fit_many(scored.make_model, examples, [torch.arange(len(examples))] * models, recipe, seeds=list(range(models)))
 
-    train, unlearn = (pace(partial(fit, p.make_model), p.make_model, recipe, images) for recipe in (p.recipe, gentle))
-    subset = pace(many, scored.make_model, scored.recipe, images)
+    def unlearned(examples: Examples, algorithm: Algorithm) -> None:
+        algorithm(model, examples[:2], examples)
+
+    train, unlearn = pace(partial(fit, p.make_model), p, p.recipe, images), pace(unlearned, p, algorithm, images)
+    subset = pace(many, scored, scored.recipe, images)
     memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
-    return Rates(train, subset, unlearn, attack(known), memory, f"measured on this machine ({device.type})")
+    weights = weighed(p, model, unlearn, images) if unlearn.example * p.recipe.batch_size < SLOW else {}
+    return Rates(train, subset, unlearn, *judging(known), memory, f"measured on this machine ({device.type})",
+                 weights)
 
 
 def stated(p: Profile, tflops: float) -> Rates:
@@ -381,14 +408,14 @@ def stated(p: Profile, tflops: float) -> Rates:
     def of(make_model: Factory) -> Pace:
         counted = flops(lambda model, forget, retain, seed: predict(model, forget), build(make_model, 0), two, two)
         forward = counted / 2 / (tflops * 1e12)
-        return Pace(3 * forward, 0.0, forward)
+        return Pace(3 * forward, 0.0, 0.0, forward)
 
     train = of(p.make_model)
     weights = sum(4 * w.numel() for w in build(p.make_model, 0).parameters())
-    return Rates(train, of(p.scored_by.make_model), train, attack(known), 5 * weights,
-                 f"stated: {tflops:g} TFLOP/s sustained by one device, training three times the operations of a forward "
-                 f"pass; attacks measured on this machine; memory is that of two models, a gradient, a momentum and an "
-                 f"oracle, without activations")
+    return Rates(train, of(p.scored_by.make_model), train, *judging(known), 5 * weights,
+                 f"stated: {tflops:g} TFLOP/s sustained by one device, three forward passes' operations in training; "
+                 f"evaluations and attacks measured on this machine; of memory, two models, a gradient, a momentum and "
+                 f"an oracle, no activations")
 
 
 def stacked(p: Profile) -> bool:
@@ -401,36 +428,60 @@ def chunk(p: Profile) -> int:
     return CHUNK["stacked" if stacked(p) else pick(p.device).type]
 
 
-def pace(train: Callable, make_model: Factory, recipe: Recipe, images: Callable[[int], Examples]) -> Pace:
-    """From trainings on as many examples in batches and in quarters of batches, of half a second or so."""
-    b = recipe.batch_size
-    ways = [replace(recipe, epochs=1, batch_size=size) for size in (max(2, b // 4), b)]
-    train(images(b), ways[0])                                # what only the first run takes: imports, allocation
-    [once] = seconds(partial(train, images(b), ways[0]), rounds=1)
-    examples = images(b * max(1, min(64, int(0.5 / once))))
-    counts = []
+def pace(train: Callable, of: Profile | Retrain, how: Recipe | Algorithm, images: Callable[[int], Examples]) -> Pace:
+    """Of ``train(examples, how)``: from as many examples in batches and in quarters of batches, of half a second or so,
+    and from one batch."""
+    b = how.batch_size
+    quartered, one = replace(how, epochs=1, batch_size=max(2, b // 4)), replace(how, epochs=1)
+    train(images(b), quartered)                              # what only the first run takes: imports, allocation
+    [first] = seconds(partial(train, images(b), quartered), rounds=1)
+    few, many = images(b), images(b * max(2, min(64, int(0.5 / first))))
+    counts, ways = [], [(many, quartered), (many, one), (few, one)]
     for way in ways:
         with cost() as spent:
-            train(examples, way)
+            train(*way)
         counts.append(spent)
-    model = build(make_model, 0).to(examples.x.device)
-    quarters, whole, forward = seconds(*(partial(train, examples, way) for way in ways),
-                                       partial(predict, model, examples), rounds=5 if once < 0.5 else 1)
+    model = build(of.make_model, 0).to(many.x.device)
+    quarters, whole, single, forward = seconds(*(partial(train, *way) for way in ways), partial(predict, model, many),
+                                               rounds=5 if first < 0.5 else 1)
     step = max(0.0, quarters - whole) / (counts[0].steps - counts[1].steps)
-    return Pace(max(0.0, whole - step * counts[1].steps) / counts[1].examples, step, forward / len(examples))
+    example = (whole - single - step * (counts[1].steps - counts[2].steps)) / (counts[1].examples - counts[2].examples)
+    start = single - step * counts[2].steps - example * counts[2].examples
+    return Pace(max(0.0, example), step, max(0.0, start), forward / len(many))
 
 
-def attack(known: Sizes) -> float:
-    """Seconds of a membership attack with as many members as there are test images: their number squared counts."""
-    n, random = min(known.n_test, 2000), torch.Generator().manual_seed(0)
-    sets = [Examples(torch.zeros(n, 1, 1, 1), torch.zeros(n, dtype=torch.int64))] * 3
-    surer = torch.zeros(known.classes)
-    surer[0] = 2.0                                           # of the images it was trained on
-    logits = [torch.randn(n, known.classes, generator=random) + k * surer for k in (1.5, 2, 1)]
-    ways = (partial(evaluation, logits, sets, mia=mia) for mia in (True, False))
-    evaluation(logits, sets)                                 # imports
-    with_, without = seconds(*ways)
-    return (with_ - without) * (known.n_test / n) ** 2
+def weighed(p: Profile, model: nn.Module, pace: Pace, images: Callable[[int], Examples]) -> dict[str, float]:
+    """How much longer algorithms take than what they pass through the model says: a teacher's passes, gradients of
+    single examples, two sets in a step."""
+    found = {}
+    forget, retain = images(p.recipe.batch_size), images(8 * p.recipe.batch_size)
+    for algorithm in [*p.algorithms.values(), *(further for further, _ in p.further.values()), *others(p)]:
+        for name, value in {"lr": 0.001, "epochs": 1}.items():
+            algorithm = vary(algorithm, **{name: value}) if f"{name}=" in repr(algorithm) else algorithm
+        [(name, spent)] = unlearning(algorithm, len(forget), len(retain))
+        algorithm(model, forget, retain, seed=0)
+        [taken] = seconds(partial(algorithm, model, forget, retain, seed=0))
+        found[name] = taken / pace(spent)
+    return found
+
+
+def judging(known: Sizes) -> tuple[float, float]:
+    """Seconds of an evaluation beside the oracle, from logits that are there, and of a membership attack. The one takes
+    so much for an example; the other the square of the number of test images, of which there are as many members."""
+    n, n_test, random = min(known.n, 20_000), min(known.n_test, 2000), torch.Generator().manual_seed(0)
+    sets = [Examples(torch.zeros(k, 1, 1, 1), torch.zeros(k, dtype=torch.int64)) for k in (n // 10, n, n_test)]
+    logits = [torch.randn(len(part), known.classes, generator=random) for part in sets]
+    for surer, one in zip((1.0, 3.0, 2.0), logits, strict=True):
+        one[:, 0] += surer                                   # of the images that a model was trained on
+
+    def judge(mia: bool) -> None:
+        evaluation(logits, sets, mia=mia)
+        for one in logits:
+            jensen_shannon(one.softmax(1), one.flip(1).softmax(1))
+
+    judge(True)                                              # imports
+    with_, without = seconds(partial(judge, True), partial(judge, False))
+    return without * known.n / n, (with_ - without) * (known.n_test / n_test) ** 2
 
 
 # -- The plan ---------------------------------------------------------------------------------------------------------
@@ -467,29 +518,42 @@ class Plan:
         """Every cell once."""
         return list(dict.fromkeys(task for tasks in self.notebooks.values() for task in tasks))
 
-    def spent(self, task: Task) -> Spent:
-        """What a cell passes through models, and how often a model is attacked."""
-        p, known = self.p, sizes(self.p)
-        all_ = known.n + known.n_test
+    def trained(self, task: Task) -> list[tuple[str, Spent]]:
+        """What a cell passes through models in order to train them, by its kind or, step by step, by algorithm."""
+        p, n = self.p, sizes(self.p).n
         match task.kind:
             case "bank":
-                one = training(round(p.fraction * known.n), p.scored_by.recipe)
-                steps = one.steps * (1 if self.stacked else task.size)
-                return Spent(one.examples * task.size, steps, known.n * task.size)
+                one = training(round(p.fraction * n), p.scored_by.recipe)
+                spent = replace(task.size * one, trainings=1, steps=one.steps) if self.stacked else task.size * one
             case "original":
-                return training(known.n, p.recipe)
+                spent = training(n, p.recipe)
+            case "oracle":
+                spent = training(n - task.size, p.recipe)
             case "probed" if task.forget == "loss_curvature":
-                return training(known.n, p.recipe) * 2       # it doubles the passes
+                spent = 2 * training(n, p.recipe)            # it doubles the passes
+            case "probed":                                   # two models, each tuned further on what it has not seen
+                tenth = round(n / 10)
+                spent = 2 * (training(n - tenth, p.recipe)
+                             + training(tenth, replace(HOLDOUT, batch_size=p.recipe.batch_size)))
+            case _:
+                return list(unlearning(task.does, task.size, n - task.size))
+        return [(task.kind, spent)]
+
+    def evaluated(self, task: Task) -> Spent:
+        """What a cell passes forward in order to evaluate models, and how often it does."""
+        known = sizes(self.p)
+        match task.kind:
+            case "bank":
+                return Spent(forward=known.n * task.size)
+            case "original":
+                return Spent()
+            case "oracle":                                   # runs ask for its answers once more
+                return Spent(forward=2 * (known.n + known.n_test), evaluations=1, attacks=1)
             case "probed":
-                tenth = round(known.n / 10)
-                two = training(known.n - tenth, p.recipe) + training(tenth, replace(
-                    HOLDOUT, batch_size=p.recipe.batch_size)) + Spent(forward=2 * (known.n - tenth))
-                return two * 2
-            case "oracle":                                   # its answers are asked for once more, by runs
-                return training(known.n - task.size, p.recipe) + Spent(forward=2 * all_, attacks=1)
-        evaluations = 1 if task.kind == "run" else 2 + len(task.does.steps)
-        return unlearning(task.does, task.size, known.n - task.size) + Spent(
-            forward=evaluations * all_, attacks=task.mia and task.kind == "run")
+                return Spent(forward=4 * known.n * (task.forget == "holdout_retraining"))
+        times = 1 if task.kind == "run" else 2 + len(task.does.steps)    # before, after each step, the oracle
+        return Spent(forward=times * (known.n + known.n_test), evaluations=times,
+                     attacks=task.mia and task.kind == "run")
 
     def disk(self, task: Task) -> float:
         """Bytes that a cell leaves."""
@@ -503,11 +567,12 @@ class Plan:
         of one worker for training and for evaluation, gigabytes that it leaves on disk."""
         rows = []
         for task in self.tasks:
-            spent = self.spent(task)
-            train, judge = (self.rates.seconds(task.kind, part) / 3600 for part in (
-                replace(spent, forward=0, attacks=0), replace(spent, examples=0, steps=0)))
-            models = {"bank": task.size, "probed": 2 if task.forget == "holdout_retraining" else 1}.get(task.kind, 1)
-            rows.append((task.stage, task.kind, models, spent.examples / 1e6, train, judge, self.disk(task) / 1e9))
+            trained = self.trained(task)
+            train = sum(self.rates.seconds(*part) for part in trained) / 3600
+            judge = self.rates.seconds(task.kind, self.evaluated(task)) / 3600
+            examples = sum(spent.examples for _, spent in trained) / 1e6
+            models = {"bank": task.size, "probed": 1 + (task.forget == "holdout_retraining")}.get(task.kind, 1)
+            rows.append((task.stage, task.kind, models, examples, train, judge, self.disk(task) / 1e9))
         return pd.DataFrame(rows, columns=["stage", "kind", "models", "M examples", "training h", "evaluation h", "GB"])
 
     @cached_property
@@ -540,8 +605,8 @@ class Plan:
             f"{p.recipe}",
             f"subset models: {p.score_models} of {describe(p.scored_by.make_model)}, {p.scored_by.recipe}",
             f"rates {r.source}",
-            f"training: {r.train}; unlearning: {r.unlearn}; subset models: {r.subset}; a membership attack: "
-            f"{r.attack:.2g} s",
+            f"training: {r.train}; unlearning: {r.unlearn}; subset models: {r.subset}; an evaluation: "
+            f"{r.evaluation:.2g} s, a membership attack {r.attack:.2g} s more",
             f"{self.devices} workers, cells independent of each other, none waiting for data or for others but at the "
             f"end of a stage",
             f"notebooks 01 to 05 with {len(p.seeds)} seeds and {len(p.tuning_seeds)} for tuning ({read}); 06 to 08 and "
