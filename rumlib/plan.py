@@ -107,12 +107,16 @@ Sets = Mapping[str, int]                                     # forget sets: name
 Ways = Iterable[tuple[str, Callable]]                        # (name of the set, algorithm)
 
 
+ANY = Score("memorization", torch.zeros(1))                  # it changes nothing in what there is to do
+
+
 @dataclass(frozen=True)
 class Asking:
-    """The tasks of a profile, in the order of notebooks 01 to 05. Learning rates that are yet to be chosen stay at the
+    """The tasks of a profile, as notebooks 01 to 05 lay them out. Learning rates that are yet to be chosen stay at the
     default of the algorithm: they change nothing in what it costs."""
 
     p: Profile
+    score: Score = ANY
 
     @cached_property
     def sets(self) -> Sets:
@@ -197,7 +201,7 @@ class Asking:
 
     def rum(self) -> Iterator[Task]:
         """Notebook 04."""
-        p, refine, ways = self.p, Refine(SKETCH), []
+        p, refine, ways = self.p, Refine(self.score), []
         for name in p.algorithms:
             if name != "NegGrad":
                 step = self.step(name)
@@ -211,7 +215,7 @@ class Asking:
 
     def verdict(self) -> Iterator[Task]:
         """Notebook 05, first part: refinement at equal steps, on more seeds."""
-        refine, ways = Refine(SKETCH), []
+        refine, ways = Refine(self.score), []
         for name in FEW:
             step = self.step(name)
             ways += [RUM(refine, (step,) * 3, order=order) for order in permutations(range(3))]
@@ -220,17 +224,17 @@ class Asking:
 
     def ablations(self) -> Iterator[Task]:
         """Notebook 05, the rest."""
-        p, refine, down, some = self.p, Refine(SKETCH), (2, 1, 0), ("Fine-tune", "Random label")
+        p, refine, down, some = self.p, Refine(self.score), (2, 1, 0), ("Fine-tune", "Random label")
         yield from self.ablated("ablations", [RUM(Shuffled(3), (self.step(name),) * 3) for name in FEW], ())
         yield from self.run("ablations", [("mix", RUM(Shuffled(3, seed=number), (self.step(name),) * 3))
                                           for name in FEW for number in (1, 2, 3)], p.seeds, mia=False)
         each = {n: max(1, round(3 * p.rum_budget / n)) for n in range(1, 6)}
-        ways = [RUM(Refine(SKETCH, parts=n), (self.step(name, each[n]),) * n) for name in some for n in each]
+        ways = [RUM(Refine(self.score, parts=n), (self.step(name, each[n]),) * n) for name in some for n in each]
         ways += [RUM(refine, tuple(Keep() if part == idle else self.step(name) for part in range(3)), order=down)
                  for name in some for idle in (None, 0, 1, 2)]
         label = self.step("Random label")
-        scores = [SKETCH, *(Score(name, SKETCH.values) for name in (*PROXIES, "centrality"))]
-        scores += [Score("noise", SKETCH.values)] if p.data == "digits" else []
+        names = ["memorization", *PROXIES, "centrality", *["noise"] * (p.data == "digits")]
+        scores = [replace(self.score, name=name, values=self.score.values + k) for k, name in enumerate(names)]
         by_score = [RUM(Refine(score), (Keep(), label, label), order=down) for score in scores]
         yield from self.ablated("ablations", [*ways, *by_score, RUM(Shuffled(3), (Keep(), label, label), order=down)],
                                 p.seeds)
@@ -260,7 +264,6 @@ class Asking:
         return {notebook: list(dict.fromkeys(score + tasks)) for notebook, tasks in asked.items()}
 
 
-SKETCH = Score("memorization", torch.zeros(1))              # stands for any: what counts is how many examples there are
 def others(p: Profile) -> tuple[TopK, ClassProjection]:
     """Those of notebook 05 that the profile does not name."""
     common = dict(epochs=p.rum_budget, batch_size=p.recipe.batch_size, schedule="linear", clip=5.0)
@@ -403,11 +406,9 @@ def rates_here(p: Profile) -> Rates:
 def stated(p: Profile, tflops: float) -> Rates:
     """The rates of a device that sustains so many TFLOP/s, dense products of the model alone counted."""
     known = sizes(p)
-    two = Examples(torch.rand(2, *known.shape), torch.zeros(2, dtype=torch.int64))
 
     def of(make_model: Factory) -> Pace:
-        counted = flops(lambda model, forget, retain, seed: predict(model, forget), build(make_model, 0), two, two)
-        forward = counted / 2 / (tflops * 1e12)
+        forward = operations(make_model, known.shape) / (tflops * 1e12)
         return Pace(3 * forward, 0.0, 0.0, forward)
 
     train = of(p.make_model)
@@ -416,6 +417,13 @@ def stated(p: Profile, tflops: float) -> Rates:
                  f"stated: {tflops:g} TFLOP/s sustained by one device, three forward passes' operations in training; "
                  f"evaluations and attacks measured on this machine; of memory, two models, a gradient, a momentum and "
                  f"an oracle, no activations")
+
+
+def operations(make_model: Factory, shape: tuple[int, ...]) -> float:
+    """Floating-point operations of the dense products in a forward pass of one image. Training takes three times as
+    many."""
+    two = Examples(torch.rand(2, *shape), torch.zeros(2, dtype=torch.int64))
+    return flops(lambda model, forget, retain, seed: predict(model, forget), build(make_model, 0), two, two) / 2
 
 
 def stacked(p: Profile) -> bool:
@@ -494,6 +502,7 @@ class Plan:
     p: Profile
     rates: Rates
     devices: int
+    score: Score = ANY
 
     def __post_init__(self):
         if self.devices < 1:
@@ -511,7 +520,7 @@ class Plan:
 
     @cached_property
     def notebooks(self) -> dict[str, list[Task]]:
-        return Asking(self.p).notebooks()
+        return Asking(self.p, self.score).notebooks()
 
     @cached_property
     def tasks(self) -> list[Task]:
