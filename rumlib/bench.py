@@ -1,8 +1,8 @@
 """What the project claims about speed, measured: `make bench`, or `make bench ROWS="ResNet-18"` for some of it.
 
 Each row compares two ways of doing the same work, in one process and in turns; what counts is the ratio. The tables go
-to figures/bench/, one for each class of device (cpu.csv, cuda.csv), row by row: where a run is stopped, what is measured
-is there. On a CPU all is done on one thread, where a row does not say otherwise.
+to figures/bench/, one for each class of device (cpu.csv, cuda.csv), row by row: where a run is stopped, what it has
+measured is there. On a CPU all is done on one thread, where a row does not say otherwise.
 """
 
 from __future__ import annotations

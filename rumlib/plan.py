@@ -620,16 +620,19 @@ class Plan:
             f"end of a stage",
             f"notebooks 01 to 05 with {len(p.seeds)} seeds and {len(p.tuning_seeds)} for tuning ({read}); 06 to 08 and "
             f"what notebooks draw and print are not in it",
-            "passes that an algorithm makes without a gradient (a teacher's) are not counted"]
+            "algorithms take longer than fine-tuning would with the same examples by: " + (", ".join(
+                f"{name} {weight:.2f}" for name, weight in r.weights.items()) or "nothing, not measured")]
 
 
-def recorded(p: Profile) -> pd.DataFrame | None:
-    """Seconds that the finished cells of a study took, by kind: number and mean. None if there are none."""
-    study = Study(p, quiet=True)
+def recorded(plan: Plan) -> pd.DataFrame | None:
+    """Beside what cells of a kind take by the plan, what finished ones took; None if there are none."""
+    study = Study(plan.p, quiet=True)
     if not study.store.folder.is_dir():
         return None
-    cells = survey(study)
-    return cells[cells["state"] == "done"].groupby("kind")["seconds"].agg(["size", "mean"])
+    cells, hours = survey(study), plan.cells[["training h", "evaluation h"]].sum(axis=1)
+    planned = (3600 * hours).groupby(plan.cells["kind"], sort=False).agg(["size", "mean"])
+    done = cells[cells["state"] == "done"].groupby("kind")["seconds"].agg(["size", "mean"])
+    return planned.join(done, lsuffix=" planned", rsuffix=" recorded").dropna()
 
 
 # -- ImageNet ---------------------------------------------------------------------------------------------------------
@@ -663,12 +666,15 @@ def main(which: str = "laptop", *options: str) -> None:
         raise ValueError(f"unknown option {', '.join(unknown)}; there are devices= and tflops=")
     p = IMAGENET if which == IMAGENET.name else profile(which)
     tflops = number("tflops", given["tflops"], float) if given.get("tflops") else None
-    devices = number("devices", given["devices"], int) if given.get("devices") else effective_n_jobs(p.workers)
+    here = 1 if tflops or pick(p.device).type == "cuda" else effective_n_jobs(p.workers)
+    devices = number("devices", given["devices"], int) if given.get("devices") else here
     plan = Plan(p, measured(p, devices) if tflops is None else stated(p, tflops), devices)
-    with pd.option_context("display.width", 140):
-        print(plan.table().round(3).to_string())
+    print(plan.table().round(3).to_string())
     print(f"memory of one worker: {plan.memory / 1e9:.2g} GB, data {sizes(p).bytes / 1e9:.2g} GB of it")
     print(*(f"- {line}" for line in plan.assumptions()), sep="\n")
+    known = recorded(plan) if tflops is None else None
+    if known is not None:
+        print(f"finished cells, mean seconds:\n{known.round(4).to_string()}")
 
 
 def number(name: str, text: str, kind: type) -> float:
@@ -683,7 +689,9 @@ def number(name: str, text: str, kind: type) -> float:
 
 
 if __name__ == "__main__":
+    from rumlib import plan  # by this name, and not as __main__, workers find its functions
+
     try:
-        main(*sys.argv[1:])
+        plan.main(*sys.argv[1:])
     except (ValueError, FileNotFoundError) as problem:
         sys.exit(f"{problem}")
