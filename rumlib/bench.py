@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import os
 import resource
+import statistics
 import sys
 import tempfile
 import time
@@ -395,10 +396,9 @@ def two_and_one(device) -> Found:
 # -- How cost grows: one is linear -------------------------------------------------------------------------------------
 
 
-def exponent(way: Callable[[int], object]) -> float:
-    """Slope of the logarithm of time over that of a number, from once, twice and four times as many."""
-    found = [math.log2(taken) for taken in seconds(*(partial(way, k) for k in (1, 2, 4)))]
-    return (found[2] - found[0]) / 2                         # least squares: the middle one has no weight
+def exponent(once: float, twice: float, four_times: float) -> float:
+    """Slope of the logarithm of time over that of a number, from the times for once, twice and four times as many."""
+    return statistics.linear_regression((0, 1, 2), [math.log2(t) for t in (once, twice, four_times)]).slope
 
 
 @row("exponent of the cost of training")
@@ -413,7 +413,7 @@ def linear(device) -> Found:
         models = {"subset models": lambda k: [bank(make_model, digits(), recipe, range(32)) for _ in range(k)]}
     ways = {"examples": lambda k: fit(make_model, images[:k * scale], recipe)} | models
     for what, way in ways.items():
-        yield f" in the number of {what}, against 1", exponent(way), 1.0, "exponent"
+        yield f" in the number of {what}, against 1", exponent(*seconds(*(partial(way, k) for k in (1, 2, 4)))), 1.0, "exponent"
 
 
 # -- Unlearning -------------------------------------------------------------------------------------------------------
