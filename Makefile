@@ -3,7 +3,10 @@
 # make test    ruff, unit, property and parity tests, every notebook at the smoke profile, nbval over the kept outputs
 # make lab     open the notebooks in JupyterLab
 # make site    the executed notebooks as web pages in site/
-# make bench   what the project claims about speed, as ratios in one run, into figures/bench/
+# make bench   what the project claims about speed, as ratios in one run, into figures/bench/; with ROWS="feeding" those
+#              rows alone whose title has it in it
+# make plan    cells, hours, disk and memory of a study before it is begun; DEVICES=8 workers, TFLOPS=300: of devices that
+#              are not here. PROFILE=imagenet is only for this
 # make status  what the study has done, and what is missing, failed or stale, with its cost; make clean-stale
 #              removes the cells that belong to other code, data or settings than the present ones
 # make verify  compute a sample of finished cells again and compare; with FIGURE=figures/laptop/overview.json: what has
@@ -16,7 +19,7 @@
 # RUM_DEVICE=auto | cuda | cuda:1 | mps | cpu       what computes where the profile says auto (rumlib/device.py)
 # PYTHON=/path/to/python                          use an environment that exists and install nothing
 
-.PHONY: paper grid test lab site bench status clean-stale verify clean keep lock
+.PHONY: paper grid test lab site bench plan status clean-stale verify clean keep lock
 .DEFAULT_GOAL := paper
 
 PROFILE ?= laptop
@@ -55,7 +58,10 @@ site: $(READY)
 	$(PYTHON) -m jupyter nbconvert --to html --output-dir site $(wildcard $(EXECUTED))
 
 bench: $(READY)
-	$(PYTHON) -m rumlib.bench
+	@$(PYTHON) -m rumlib.bench "$(ROWS)"
+
+plan: $(READY)
+	@$(PYTHON) -m rumlib.plan $(PROFILE) devices=$(DEVICES) tflops=$(TFLOPS)
 
 status: $(READY)
 	@$(PYTHON) -m rumlib.status $(PROFILE)

@@ -1,30 +1,36 @@
-"""What the project claims about speed, measured: `make bench`.
+"""What the project claims about speed, measured: `make bench`, or `make bench ROWS="ResNet-18"` for some of it.
 
-Each line compares two ways of doing the same work, in one process on one thread, in turns; what counts is the ratio.
-The table goes to figures/bench/.
+Each row compares two ways of doing the same work, in one process and in turns; what counts is the ratio. The tables go
+to figures/bench/, one for each class of device (cpu.csv, cuda.csv), row by row: where a run is stopped, what it has
+measured is there. On a CPU all is done on one thread, where a row does not say otherwise.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
-import platform
 import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from rumlib import engine
 from rumlib.algorithms import (
     SSD,
     UNSIR,
@@ -43,36 +49,69 @@ from rumlib.algorithms import (
 )
 from rumlib.cells import digest_of
 from rumlib.data import Examples, load
+from rumlib.device import pick
 from rumlib.metrics import class_accuracies, flops
-from rumlib.models import build, resnet18, small_resnet
-from rumlib.profiles import LAPTOP, Profile
+from rumlib.models import Factory, build, resnet18, small_resnet
+from rumlib.plan import Plan, operations, rates_here
+from rumlib.profiles import CIFAR10, LAPTOP, SMOKE
 from rumlib.rum import RUM, Shuffled
 from rumlib.scores import Trace, bank
 from rumlib.spdgan import SPDGAN
 from rumlib.status import survey
-from rumlib.study import ForgetSet, Study, find_home, vary
-from rumlib.train import Recipe, fit, predict
+from rumlib.study import Cell, ForgetSet, Study, find_home, vary
+from rumlib.timing import seconds
+from rumlib.train import Recipe, fit, fit_many, predict, shuffled
+
+LIMIT = 8 * 60                                               # seconds on a GPU, after which no row is begun
+
+Found = Iterator[tuple[str, float, float, str]]              # rest of the title, ours, compared with, unit
+ROWS: dict[str, tuple[Callable[[torch.device], Found], str]] = {}
 
 
-def seconds(*ways: Callable[[], object], rounds: int = 3) -> list[float]:
-    """Median wall time of each, taken in turns so that a busy machine slows all alike."""
-    times = [[] for _ in ways]
-    for _ in range(rounds):
-        for way, taken in zip(ways, times, strict=True):
-            start = time.perf_counter()
-            way()
-            taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in times]
+def row(title: str, on: str = "cpu cuda"):
+    """Put a function on the list. What it yields begins with the title, and no other row does."""
+    def add(function: Callable[[torch.device], Found]):
+        ROWS[title] = function, on
+        return function
+    return add
 
 
-def plain(make_model, examples, recipe: Recipe) -> None:
-    """The usual loop: a DataLoader, torch.optim, the loss read every step."""
-    model = build(make_model, 0)
+# -- What ours is compared with ---------------------------------------------------------------------------------------
+
+
+class Pictures(Dataset):
+    """What torchvision's CIFAR10 is: arrays in memory, made a picture and transformed one by one."""
+
+    def __init__(self, examples: Examples, transform: Callable):
+        self.data, self.targets = examples.x.permute(0, 2, 3, 1).cpu().numpy(), examples.y.tolist()
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, k: int):
+        return self.transform(Image.fromarray(self.data[k])), self.targets[k]
+
+
+def usual_loader(examples: Examples, batch_size: int, augmented: bool) -> DataLoader:
+    """PIL transforms, two worker processes that go on living from epoch to epoch."""
+    from torchvision import transforms
+
+    own = [transforms.RandomCrop(examples.x.shape[-1], padding=4), transforms.RandomHorizontalFlip()] * augmented
+    transform = transforms.Compose([*own, transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.25,) * 3)])
+    return DataLoader(Pictures(examples, transform), batch_size=batch_size, shuffle=True, num_workers=2,
+                      persistent_workers=True)
+
+
+def usual_loop(make_model: Factory, batches: DataLoader, recipe: Recipe, device: torch.device) -> None:
+    """fp32, torch.optim, the loss read every step."""
+    model = build(make_model, 0).to(device, memory_format=torch.contiguous_format)
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum,
                                 weight_decay=recipe.weight_decay)
     total = 0.0
     for _ in range(recipe.epochs):
-        for x, y in DataLoader(TensorDataset(examples.x, examples.y), batch_size=recipe.batch_size, shuffle=True):
+        for x, y in batches:
+            x, y = x.to(device), y.to(device)
             loss = F.cross_entropy(model(x), y)
             optimizer.zero_grad()
             loss.backward()
@@ -97,39 +136,313 @@ def one_at_a_time(model, forget, retain, alpha: float, samples: int, n: int) -> 
     return torch.cat([p.detach().flatten() for p in weights]) + alpha * k
 
 
-def photographs(n: int) -> tuple[torch.nn.Module, Examples]:
-    """A ResNet-18 of 11 million weights, untrained, and n random images for it."""
-    x = torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    return build(resnet18, 0).eval(), Examples(x, torch.arange(n) % 10)
+# -- What they work on ------------------------------------------------------------------------------------------------
 
 
-def gradient_pass(model: torch.nn.Module, examples: Examples) -> None:
-    """The mean gradient of all weights, in one batch."""
-    F.cross_entropy(model(examples.x), examples.y).backward()
-    model.zero_grad()
+@cache
+def photographs(n: int, size: int = 32, classes: int = 10) -> Examples:
+    """Random images, as bytes: no row asks what is on them."""
+    random = torch.Generator().manual_seed(0)
+    return Examples(torch.randint(0, 256, (n, 3, size, size), generator=random, dtype=torch.uint8),
+                    torch.arange(n) % classes)
 
 
-def high_water(select: bool) -> int:
-    """Bytes that this process held at most, after it asked a ResNet-18 about two images or also chose among its
-    weights."""
+@cache
+def digits() -> Examples:
+    return load(LAPTOP.data, **LAPTOP.options)[0]
+
+
+@cache
+def trained_mlp() -> nn.Module:
+    return fit(LAPTOP.make_model, digits(), LAPTOP.recipe)
+
+
+@contextmanager
+def threads(n: int):
+    torch.set_num_threads(n)
+    yield
     torch.set_num_threads(1)
-    model, examples = photographs(2)
-    predict(model, examples)
-    if select:
-        TopK().select(model, examples, examples)
+
+
+@contextmanager
+def tensor_float(on: bool):
+    """TF32, which `rumlib.device` turns off and torch leaves on for convolutions."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = on
+    yield
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@contextmanager
+def setting(name: str, value: str):
+    os.environ[name] = value
+    yield
+    del os.environ[name]
+
+
+# -- Memory: first, since the mark of a child process starts at that of its parent ---------------------------------
+
+
+def high_water(work: Callable[[], object]) -> int:
+    """Bytes that a process of its own held at most after this work (on a GPU: on the GPU)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return torch.cuda.max_memory_allocated()
+    spawn = multiprocessing.get_context("spawn")             # and glibc is told to give back at once what is freed
+    with setting("MALLOC_MMAP_THRESHOLD_", "65536"), ProcessPoolExecutor(1, mp_context=spawn) as process:
+        return process.submit(_high_water, work).result()
+
+
+def _high_water(work: Callable[[], object]) -> int:
+    torch.set_num_threads(1)
+    work()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def selection_memory() -> float:
-    """What Top-K takes to choose among the weights of a ResNet-18, gradients included, in units of these weights."""
-    spawn = multiprocessing.get_context("spawn")
-    found = []
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"           # glibc: what is freed is given back at once
-    for select in (False, True):                             # a process each: the mark never falls
-        with ProcessPoolExecutor(1, mp_context=spawn) as process:
-            found.append(process.submit(high_water, select).result())
-    del os.environ["MALLOC_MMAP_THRESHOLD_"]
-    return (found[1] - found[0]) / sum(4 * p.numel() for p in build(resnet18, 0).parameters())
+def asked(select: bool) -> None:
+    """A ResNet-18 asked about two images, or also chosen from among its weights."""
+    model, examples = build(resnet18, 0).eval(), photographs(2)
+    predict(model, examples)
+    if select:
+        TopK().select(model, examples, examples)
+
+
+@row("Top-K's peak memory in a ResNet-18 against three times the weights", on="cpu")
+def top_k_memory(device) -> Found:
+    taken = high_water(partial(asked, True)) - high_water(partial(asked, False))
+    yield "", taken / sum(4 * p.numel() for p in build(resnet18, 0).parameters()), 3.0, "sets of weights"
+
+
+def two_steps(ours: bool, batch_size: int) -> None:
+    device, recipe = pick(), Recipe(epochs=2, batch_size=batch_size, amp=ours)
+    if ours:
+        fit(resnet18, photographs(batch_size).to(device), recipe)
+    else:
+        usual_loop(resnet18, usual_loader(photographs(batch_size), batch_size, augmented=False), recipe, device)
+
+
+@row("peak memory of ResNet-18's training against the plain loop's")
+def training_memory(device) -> Found:
+    ours, theirs = (high_water(partial(two_steps, ours, 128)) for ours in (True, False))
+    yield ", batch 128", ours / 2**30, theirs / 2**30, "GiB"
+
+
+# -- Training ---------------------------------------------------------------------------------------------------------
+
+
+@row("one MLP: our loop against a DataLoader loop", on="cpu")
+def mlp_loop(device) -> Found:
+    p, train = LAPTOP, digits()
+    loader = DataLoader(TensorDataset(train.x, train.y), batch_size=p.recipe.batch_size, shuffle=True)
+    yield "", *seconds(lambda: fit(p.make_model, train, p.recipe),
+                       lambda: usual_loop(p.make_model, loader, p.recipe, device)), "s/model"
+
+
+def resnet18_step(device: torch.device) -> tuple[int, Recipe, Examples]:
+    """Batch size, recipe and images on which ResNet-18 is timed: on a GPU, so many epochs that to record the step does
+    not count."""
+    batch, epochs, steps = (256, 8, 40) if device.type == "cuda" else (128, 1, 3)
+    return batch, Recipe(epochs=epochs, batch_size=batch, amp=True), photographs(steps * batch)
+
+
+@row("ResNet-18's training")
+def resnet18_training(device) -> Found:
+    """The whole of an epoch; on a CPU on two threads both."""
+    batch, recipe, images = resnet18_step(device)
+    held, thousands, model = images.to(device), len(images) / 1000, build(resnet18, 0).to(device)
+    precisions = {"fp32": False, "TF32": True} if device.type == "cuda" else {"fp32, two threads both": False}
+
+    def plain(loader: DataLoader, tf32: bool):
+        with tensor_float(tf32):
+            usual_loop(resnet18, loader, replace(recipe, epochs=1), device)
+
+    for augmented in (True, False):
+        loader, kind = usual_loader(images, batch, augmented), "augmented" if augmented else "not augmented"
+        for precision, tf32 in precisions.items():
+            with threads(2):
+                theirs, ours = seconds(partial(plain, loader, tf32),
+                                       partial(fit, model, held, replace(recipe, augment=augmented)))
+            yield (f", {kind}: against the plain loop in {precision}", ours / thousands / recipe.epochs,
+                   theirs / thousands, "s/1,000 images")
+
+
+@row("feeding", on="cpu")
+def feeding(device) -> Found:
+    images = photographs(4096)
+    for augmented in (True, False):
+        loader = usual_loader(images, 128, augmented)
+
+        def ours(augmented=augmented):
+            for _ in shuffled(images, 128, torch.Generator().manual_seed(0), weight=torch.zeros(1), mirror=augmented):
+                pass
+
+        def theirs(loader=loader):
+            for _ in loader:
+                pass
+
+        kind = "shifted and mirrored" if augmented else "as they are"
+        yield (f" images {kind}: against PIL and two DataLoader workers",
+               *(taken / 4.096 for taken in seconds(ours, theirs)), "s/1,000 images")
+
+
+@row("our ResNet-18 in bf16, its step recorded,", on="cuda")
+def resnet18_ways(device) -> Found:
+    _, recipe, images = resnet18_step(device)
+    held, thousands, model = images.to(device), len(images) / 1000 * recipe.epochs, build(resnet18, 0).to(device)
+    ours = partial(fit, model, held, recipe)
+
+    def launched():
+        with setting("RUM_GRAPHS", "off"):
+            fit(model, held, recipe)
+
+    def precise(tf32: bool):
+        with tensor_float(tf32):
+            fit(model, held, replace(recipe, amp=False))
+
+    others = {"bf16, launched": launched, "TF32, recorded": partial(precise, True),
+              "fp32, recorded": partial(precise, False)}
+    for name, other in others.items():
+        yield (f" against {name}", *(taken / thousands for taken in seconds(ours, other)), "s/1,000 images")
+
+
+@row("share of the device's bf16 matrix rate that ResNet-18's training reaches")
+def share(device) -> Found:
+    """Dense products alone are counted, three times a forward pass; on a CPU on two threads both."""
+    _, recipe, images = resnet18_step(device)
+    held, model, side = images.to(device), build(resnet18, 0).to(device), 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
+    work = 3 * operations(resnet18, (3, 32, 32)) * len(images) * recipe.epochs / 1e12
+    with threads(2):
+        a @ b
+        ours, theirs = seconds(partial(fit, model, held, recipe), lambda: [a @ b for _ in range(20)])
+    yield f", {side}^3", ours / work, theirs / (20 * 2 * side**3 / 1e12), "s/TFLOP"
+
+
+# -- Many models ------------------------------------------------------------------------------------------------------
+
+
+@row("subset models: 32 stacked against one by one", on="cpu")
+def stacked_models(device) -> Found:
+    p, train = LAPTOP, digits()
+    subset = train[torch.arange(round(p.fraction * len(train)))]
+    together, alone = seconds(lambda: bank(p.make_model, train, p.recipe, range(32), fraction=p.fraction),
+                              lambda: [fit(p.make_model, subset, p.recipe) for _ in range(8)])
+    yield "", together / 32, alone / 8, "s/model"
+
+
+@row("memorization of 1,297 digits by 128 models, against 15 s", on="cpu")
+def digits_memorization(device) -> Found:
+    start = time.perf_counter()
+    for k in range(0, 128, 32):
+        bank(LAPTOP.make_model, digits(), LAPTOP.recipe, range(k, k + 32), fraction=LAPTOP.fraction)
+    yield "", time.perf_counter() - start, 15.0, "s"
+
+
+SMALL = partial(small_resnet, shape=(3, 16, 16), classes=4, widths=(8, 16, 32))
+SHORT = Recipe(epochs=3, lr=0.1, batch_size=64)
+
+
+def part_of_a_bank(numbers: range) -> None:
+    bank(SMALL, photographs(2000, 16, 4), SHORT, numbers)
+
+
+@row("subset models of a small ResNet on two cores", on="cpu")
+def two_cores(device) -> Found:
+    """Processes that already run, of one thread each; the plain loop has two threads and two workers."""
+    subset = photographs(2000, 16, 4)[torch.arange(1400)]
+    loader = usual_loader(subset, SHORT.batch_size, augmented=False)
+
+    def ours():
+        for _ in engine.run(part_of_a_bank, [(range(2),), (range(2, 4),)], workers=2):
+            pass
+
+    ours()
+    with threads(2):
+        taken, theirs = seconds(ours, lambda: usual_loop(SMALL, loader, SHORT, device))
+    yield ": the estimator against the plain loop", taken / 4, theirs, "s/model of 3 epochs"
+
+
+@row("subset models on a GPU", on="cuda")
+def at_once(device) -> Found:
+    """ResNet-18 as torchvision has it, 20 steps of 512 images an epoch, 3 epochs, 16 models."""
+    p, models, images = CIFAR10.scored_by, 16, photographs(20 * 512)
+    held, recipe = images.to(device), replace(p.recipe, epochs=3)
+    subsets = [torch.arange(len(images))] * models
+
+    def ours(side_by_side: int):
+        fit_many(p.make_model, held, subsets, recipe, seeds=list(range(models)), at_once=side_by_side)
+
+    loader, counts = usual_loader(images, 512, augmented=False), (1, 2, 4, 8, 16)
+    *taken, theirs = seconds(*(partial(ours, count) for count in counts),
+                             lambda: usual_loop(p.make_model, loader, recipe, device), rounds=2)
+    for count, found in zip(counts[1:], taken[1:], strict=True):
+        yield f": {count} at once against one at a time", found / models, taken[0] / models, "s/model of 3 epochs"
+    yield ": the best of these against the plain loop", min(taken) / models, theirs, "s/model of 3 epochs"
+
+
+@row("memorization of the digits: two workers against one", on="cpu")
+def two_and_one(device) -> Found:
+    """These are processes that already run, with torch and the data loaded: each has estimated before."""
+    def estimate(workers: int) -> None:
+        with tempfile.TemporaryDirectory() as home:
+            study = Study(replace(LAPTOP, workers=workers), quiet=True, home=home)
+            assert len(study.score.values) == len(study.train)
+
+    for workers in (2, 1):
+        estimate(workers)
+    yield "", *seconds(partial(estimate, 2), partial(estimate, 1)), "s"
+
+
+# -- How cost grows: one is linear -------------------------------------------------------------------------------------
+
+
+def exponent(once: float, twice: float, four_times: float) -> float:
+    """Slope of the logarithm of time over that of a number, from the times for once, twice and four times as many."""
+    return statistics.linear_regression((0, 1, 2), [math.log2(t) for t in (once, twice, four_times)]).slope
+
+
+@row("exponent of the cost of training")
+def linear(device) -> Found:
+    if device.type == "cuda":
+        make_model, recipe, scale, p = resnet18, Recipe(epochs=8, batch_size=256, amp=True), 5120, CIFAR10.scored_by
+        images, short, some = photographs(4 * scale).to(device), replace(p.recipe, epochs=2), [torch.arange(scale)] * 8
+        models = {"subset models": lambda k: fit_many(p.make_model, images, k * some, short, seeds=list(range(8 * k)))}
+    else:
+        make_model, recipe, scale = LAPTOP.make_model, replace(LAPTOP.recipe, epochs=5), len(digits())
+        images = sum([digits()] * 3, start=digits())
+        models = {"subset models": lambda k: [bank(make_model, digits(), recipe, range(32)) for _ in range(k)]}
+    ways = {"examples": lambda k: fit(make_model, images[:k * scale], recipe)} | models
+    for what, way in ways.items():
+        yield f" in the number of {what}, against 1", exponent(*seconds(*(partial(way, k) for k in (1, 2, 4)))), 1.0, "exponent"
+
+
+# -- Unlearning -------------------------------------------------------------------------------------------------------
+
+
+@row("an epoch of")
+def epochs(device) -> Found:
+    """Of each algorithm: on a CPU of an MLP on digits, on a GPU of a ResNet-18 on 20,000 images."""
+    p, train = (CIFAR10, photographs(20_000).to(device)) if device.type == "cuda" else (LAPTOP, digits())
+    model = build(p.make_model, 0).to(device) if device.type == "cuda" else trained_mlp()
+    forget, retain = train.split(torch.arange(len(train)) < len(train) // 13)
+    recipe = replace(p.recipe, epochs=1)
+    for name, algorithm in p.algorithms.items():
+        one: Algorithm | SalUn = vary(algorithm, epochs=1, lr=0.001)
+        taken, epoch = seconds(partial(one, model, forget, retain), partial(fit, model, retain, recipe))
+        yield f" {name} against a training epoch", taken, epoch, "s"
+
+
+@row("influence, ", on="cpu")
+def influence(device) -> Found:
+    train, p, method = digits(), LAPTOP, InfluenceUnlearning()
+    forget, retain = train.split(torch.arange(len(train)) < p.set_size)
+    network = fit(partial(small_resnet, shape=(1, 8, 8), widths=(16, 32)), train, replace(p.recipe, epochs=1))
+    for name, model in (("MLP", trained_mlp()), ("small ResNet", network)):
+        theirs = partial(one_at_a_time, model, forget, retain, method.alpha, method.samples, method.n)
+        expected = theirs()
+        found = torch.cat([w.detach().flatten() for w in method(model, forget, retain).parameters()])
+        assert (found - expected).norm() < 1e-4 * expected.norm()
+        yield f"{name}: against one example at a time", *seconds(partial(method, model, forget, retain), theirs), "s"
 
 
 def class_methods() -> dict[str, Algorithm | SSD]:
@@ -151,66 +464,11 @@ def forgetting(algorithm, model, train: Examples, test: Examples) -> tuple[float
     return tuple(sum(accuracy[part] for accuracy in found) / 10 for part in ("forget", "retain"))
 
 
-def two_and_one(profile: Profile) -> list[float]:
-    """Seconds that the memorization score of a study takes with two workers and with one. These are processes that
-    already run, with torch and the data loaded: each has estimated before."""
-    def estimate(workers: int) -> None:
-        with tempfile.TemporaryDirectory() as home:
-            study = Study(replace(profile, workers=workers), quiet=True, home=home)
-            assert len(study.score.values) == len(study.train)
-
-    for workers in (2, 1):
-        estimate(workers)
-    return seconds(partial(estimate, 2), partial(estimate, 1))
-
-
-def main() -> None:
-    torch.set_num_threads(1)
-    memory = selection_memory()                              # first: a child's mark starts at that of its parent
-    p = LAPTOP
-    train, _ = load(p.data, **p.options)
-    rows = []
-
-    def row(what: str, ours: float, theirs: float, unit: str) -> None:
-        rows.append({"what": what, "ours": ours, "compared with": theirs, "unit": unit, "ratio": theirs / ours})
-        print(f"{what:<78} {ours:9.4f} {theirs:9.4f} {unit:<14} {theirs / ours:6.2f}x", flush=True)
-
-    ours, theirs = seconds(lambda: fit(p.make_model, train, p.recipe), lambda: plain(p.make_model, train, p.recipe))
-    row("one MLP: our loop against a DataLoader loop", ours, theirs, "s/model")
-
-    estimate = partial(bank, p.make_model, train, p.recipe, fraction=p.fraction)
-    subset = train[torch.arange(round(p.fraction * len(train)))]
-    together, alone = seconds(lambda: estimate(range(32)),
-                              lambda: [fit(p.make_model, subset, p.recipe) for _ in range(8)])
-    row("subset models: 32 stacked against one by one", together / 32, alone / 8, "s/model")
-    start = time.perf_counter()
-    for k in range(0, 128, 32):
-        estimate(range(k, k + 32))
-    row("memorization of 1,297 digits by 128 models, against 15 s", time.perf_counter() - start, 15.0, "s")
-
-    model = fit(p.make_model, train, p.recipe)
-    mask = torch.zeros(len(train), dtype=torch.bool)
-    mask[:p.set_size] = True
-    forget, retain = train.split(mask)
-    [epoch] = seconds(lambda: fit(model, retain, replace(p.recipe, epochs=1)))
-    for name, algorithm in p.algorithms.items():
-        one: Algorithm | SalUn = vary(algorithm, epochs=1, lr=0.01)
-        [taken] = seconds(lambda one=one: one(model, forget, retain))
-        row(f"an epoch of {name} against a training epoch", taken, epoch, "s")
-
-    network = fit(partial(small_resnet, shape=(1, 8, 8), widths=(16, 32)), train, replace(p.recipe, epochs=1))
-    influence = InfluenceUnlearning()
-    for name, net in (("MLP", model), ("small ResNet", network)):
-        expected = one_at_a_time(net, forget, retain, influence.alpha, influence.samples, influence.n)
-        found = torch.cat([w.detach().flatten() for w in influence(net, forget, retain).parameters()])
-        assert (found - expected).norm() < 1e-4 * expected.norm()
-        ours, theirs = seconds(lambda net=net: influence(net, forget, retain),
-                               lambda net=net: one_at_a_time(net, forget, retain, influence.alpha, influence.samples,
-                                                             influence.n))
-        row(f"influence, {name}: against one example at a time", ours, theirs, "s")
-
+@row("a digit forgotten: against ", on="cpu")
+def class_unlearning(device) -> Found:
     clean, unseen = load("digits", noise=0, flips=0)
-    network, projection = fit(partial(small_resnet, shape=(1, 8, 8)), clean, p.recipe), ClassProjection(30.0, 3.0, 25)
+    network, projection = fit(partial(small_resnet, shape=(1, 8, 8)), clean, LAPTOP.recipe), ClassProjection(
+        30.0, 3.0, 25)
     gone, kept = forgetting(projection, network, clean, unseen)
     print(f"class projection: accuracy {gone:.3f} on a forgotten digit, {kept:.3f} on the others")
     sets = clean.split_classes(3)
@@ -220,48 +478,134 @@ def main() -> None:
              for f, r in [forgetting(methods[name], network, clean, unseen)] if f <= gone + 0.005 and r >= kept - 0.005]
     whole = [name for name in equal if not isinstance(methods[name], LastLayers)]
     for name, least in ((equal[0], "the cheapest as good"), (whole[0], "the cheapest for all layers")):
-        what, theirs = f"a digit forgotten: against {least}: {name}", methods[name]
-        row(what, ours / 1e9, cost[name] / 1e9, "GFLOP")
-        row(what, *seconds(lambda: projection(network, *sets), partial(theirs, network, *sets), rounds=9), "s")
+        what, theirs = f"{least}: {name}", methods[name]
+        yield what, ours / 1e9, cost[name] / 1e9, "GFLOP"
+        yield what, *seconds(lambda: projection(network, *sets), partial(theirs, network, *sets), rounds=9), "s"
 
-    watched, plainly = seconds(lambda: fit(p.make_model, train, p.recipe, trace=Trace(train)),
-                               lambda: fit(p.make_model, train, p.recipe), rounds=9)
-    row("training with four proxies against training alone", watched, plainly, "s/model")
 
-    large, photos = photographs(32)
-    ours, theirs = seconds(lambda: TopK().select(large, photos, photos), lambda: gradient_pass(large, photos))
-    row("Top-K's choice in a ResNet-18 against one gradient pass", ours, theirs, "s/32 images")
-    row("its peak memory against three times the weights", memory, 3.0, "sets of weights")
+@row("training with four proxies against training alone", on="cpu")
+def proxies(device) -> Found:
+    p, train = LAPTOP, digits()
+    yield "", *seconds(lambda: fit(p.make_model, train, p.recipe, trace=Trace(train)),
+                       lambda: fit(p.make_model, train, p.recipe), rounds=9), "s/model"
 
+
+@row("Top-K's choice in a ResNet-18 against one gradient pass", on="cpu")
+def top_k(device) -> Found:
+    model, photos = build(resnet18, 0).eval(), photographs(32)
+    floats = Examples(photos.x / 255, photos.y)
+
+    def gradient_pass():
+        F.cross_entropy(model(floats.x), floats.y).backward()
+        model.zero_grad()
+
+    yield "", *seconds(lambda: TopK().select(model, floats, floats), gradient_pass), "s/32 images"
+
+
+@row("SPD-GAN on 390 digits, reference included, against 60 s", on="cpu")
+def spdgan(device) -> Found:
+    model, train = trained_mlp(), digits()
     forget, retain = train.split(torch.arange(len(train)) < 390)
     start = time.perf_counter()
-    SPDGAN()(model, fit(p.make_model, retain, p.recipe, seed=1), forget, quiet=True)
-    row("SPD-GAN on 390 digits, reference included, against 60 s", time.perf_counter() - start, 60.0, "s")
+    SPDGAN()(model, fit(LAPTOP.make_model, retain, LAPTOP.recipe, seed=1), forget, quiet=True)
+    yield "", time.perf_counter() - start, 60.0, "s"
 
-    ours, theirs = two_and_one(p)
-    row("memorization of the digits: two workers against one", ours, theirs, "s")
 
+# -- A study ----------------------------------------------------------------------------------------------------------
+
+
+@row("a model read back from disk, against 5 ms", on="cpu")
+def read_back(device) -> Found:
     with tempfile.TemporaryDirectory() as home:
-        study = Study(p, quiet=True, home=home)
+        study = Study(LAPTOP, quiet=True, home=home)
         study.originals([0])
         [taken] = seconds(lambda: study.original(0))
-        row("a model read back from disk, against 5 ms", taken, 0.005, "s")
-        with_salun = RUM(Shuffled(3), (Keep(), *list(p.algorithms.values())[-2:]))
-        chosen = ForgetSet("first", train.index[:p.set_size])
+    yield "", taken, 0.005, "s"
+
+
+@row("10,000 cells listed by make status, against 3 s", on="cpu")
+def status(device) -> Found:
+    with_salun = RUM(Shuffled(3), (Keep(), *list(LAPTOP.algorithms.values())[-2:]))
+    with tempfile.TemporaryDirectory() as home:
+        study = Study(LAPTOP, quiet=True, home=home)
+        chosen = ForgetSet("first", study.train.index[:LAPTOP.set_size])
         for seed in range(10_000):                           # as they are on disk, but not forced to it one by one
             who = Study.run.identity(study, chosen, with_salun, seed, True)
             path = study.store.path("run", digest_of(who))
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({"identity": who, "values": dict.fromkeys("abcdefghijkl", 0.1), "seconds": 1.0}))
         [taken] = seconds(lambda: survey(study))
-        row("10,000 cells listed by make status, against 3 s", taken, 3.0, "s")
+    yield "", taken, 3.0, "s"
 
-    folder = find_home() / "figures" / "bench"
-    folder.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(folder / "cpu.csv", index=False, float_format="%.4g")
-    (folder / "cpu.json").write_text(json.dumps(
-        {"machine": f"{platform.machine()}, one thread", "torch": torch.__version__}, indent=1) + "\n")
+
+def carried_out(study: Study) -> float:
+    """Do all that a study is planned to do, but at the rates that algorithms have by default; seconds of one core."""
+    tasks = Plan(study.profile, None, 1, study.score).tasks
+    sets = study.levels() | {forget.name: forget for forget in [*study.bands(), *study.matched()]}
+    for name in ("loss_curvature", "holdout_retraining"):
+        study.probed(name, 0)
+    study.unlearn(Cell(sets[task.forget], task.does, task.seed, mia=task.mia) for task in tasks if task.kind == "run")
+    study.watch(Cell(sets[task.forget], task.does, task.seed) for task in tasks if task.kind == "dynamics")
+    count = study.count()
+    assert count["computed"] == len(tasks), f"{count['computed']} cells computed, {len(tasks)} planned"
+    return count["core seconds"]
+
+
+@row("the plan of the smoke study against what it took", on="cpu")
+def planned(device) -> Found:
+    """It is carried out twice, and the second time counts: the first one imports."""
+    for _ in range(2):
+        with tempfile.TemporaryDirectory() as home:
+            taken = carried_out(Study(replace(SMOKE, device="cpu"), quiet=True, home=home))
+    yield "", 3600 * Plan(SMOKE, rates_here(SMOKE), 1).hours, taken, "s of one core"
+
+
+# -- The table --------------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, title: str, rows: list[tuple], origin: dict) -> None:
+    """Put what was found in place of what this row said before; the table stays in the order of the list."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = pd.DataFrame([(title + rest, ours, theirs, unit, theirs / ours) for rest, ours, theirs, unit in rows],
+                       columns=["what", "ours", "compared with", "unit", "ratio"])
+    old = pd.read_csv(path) if path.exists() else new[:0]
+    titles = [next((k for k, known in enumerate(ROWS) if what.startswith(known)), None) for what in old["what"]]
+    own = list(ROWS).index(title)
+    kept = {place: old[[at == place for at in titles]] for place in set(titles) - {own, None}} | {own: new}
+    pd.concat([kept[place] for place in sorted(kept)]).to_csv(path, index=False, float_format="%.4g")
+    about = path.with_suffix(".json")
+    rows_from = json.loads(about.read_text()).get("rows", {}) if about.exists() else {}
+    commit = f"{origin['commit']}{', changed since' if origin['dirty'] else ''}"
+    about.write_text(json.dumps({"machine": origin["machine"], "device": origin["name"], "versions": origin["versions"],
+                                 "rows": {known: {**rows_from, title: commit}[known] for known in ROWS
+                                          if known in {**rows_from, title: commit}}}, indent=1) + "\n")
+
+
+def main(wanted: str = "") -> None:
+    device, start = pick(), time.perf_counter()
+    torch.set_num_threads(1)
+    chosen = [title for title, (_, on) in ROWS.items() if wanted.lower() in title.lower() and device.type in on.split()]
+    if not chosen:
+        raise ValueError(f"no row on {device.type} has {wanted!r} in its title; there are: "
+                         + "; ".join(title for title, (_, on) in ROWS.items() if device.type in on.split()))
+    path = find_home() / "figures" / "bench" / f"{device.type}.csv"
+    origin = Study(LAPTOP, quiet=True).provenance()
+    origin["name"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    for title in chosen:
+        if device.type == "cuda" and time.perf_counter() - start > LIMIT:
+            print(f"left out after {LIMIT} s: {title}; go on with make bench ROWS={title!r}")
+            continue
+        found = []
+        for rest, ours, theirs, unit in ROWS[title][0](device):
+            print(f"{title + rest:<100} {ours:9.4f} {theirs:9.4f} {unit:<18} {theirs / ours:6.2f}x", flush=True)
+            found.append((rest, ours, theirs, unit))
+            write(path, title, found, origin)
 
 
 if __name__ == "__main__":
-    main()
+    from rumlib import bench  # by this name, and not as __main__, workers find its functions
+
+    try:
+        bench.main(*sys.argv[1:])
+    except (ValueError, FileNotFoundError) as problem:
+        sys.exit(f"{problem}")

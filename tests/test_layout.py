@@ -14,8 +14,9 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 # A module imports from the floors below its own, or from its own package; those of the ground floor import nothing.
-FLOORS = ("names device", "data models plots graphs", "train code", "scores algorithms metrics", "rum rows spdgan",
-          "choose", "profiles engine tune", "cells", "study card", "status", "paper verify bench")
+FLOORS = ("names device", "data models plots graphs", "train code timing", "scores algorithms metrics",
+          "rum rows spdgan", "choose", "profiles engine tune", "cells", "study card", "status", "plan",
+          "paper verify bench")
 
 
 def imports(file):

@@ -1,12 +1,14 @@
 """Every notebook, executed in order and without a display at the profile `smoke`, into a folder that is thrown away."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import papermill
 import pytest
 
 import rumlib as rum
+from rumlib.plan import Plan
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
 pytestmark = pytest.mark.notebook
@@ -44,3 +46,10 @@ def test_every_figure_has_its_numbers_and_its_origin(home):
         assert origin["seeds"] == list(rum.profile(origin["profile"]).seeds)
         lines = figure.with_suffix(".csv").read_text().splitlines()
         assert len(lines) > 1 and "," in lines[0]
+
+
+def test_the_plan_counts_what_the_notebooks_ask_for(home):
+    for name, tasks in Plan(rum.profile("smoke"), None, 1).notebooks.items():
+        asked = json.loads((home / "runs/smoke/asked" / f"{name}.json").read_text())["cells"]
+        planned = Counter(task.kind for task in tasks)
+        assert {kind: count for kind, count in Counter(kind for kind, _ in asked).items() if kind in planned} == planned
