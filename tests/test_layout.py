@@ -15,7 +15,8 @@ notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.ste
 
 # A module imports from the floors below its own, or from its own package; those of the ground floor import nothing.
 FLOORS = ("names", "data models plots", "train code", "scores algorithms metrics", "rum rows spdgan", "choose",
-          "profiles engine tune", "cells", "study card", "status", "paper verify bench")
+          "profiles engine tune", "cells", "packed", "study card", "status", "publish verify bench",
+          "paper")
 
 
 def imports(file):
