@@ -315,7 +315,7 @@ def hindrance(problem: Exception) -> str | None:
     """What to change, where an error says that the machine cannot go on, whatever the cell; else None."""
     told = str(problem).lower()
     if (isinstance(problem, torch.OutOfMemoryError | MemoryError)
-            or any(said in told for said in ("out of memory", "can't allocate memory"))):        # a RuntimeError of torch
+            or "out of memory" in told or "can't allocate memory" in told):      # as CUDA and as the CPU say it
         return ("the memory was not enough; take less at once: fewer processes (`workers` of the profile), fewer "
                 "subset models in a task (CHUNK in rumlib/study.py), or smaller batches (`batch_size` of the recipe "
                 "and of the algorithms: another study)")

@@ -121,8 +121,8 @@ def say_why(ends: Mapping[str, Exception], runs: list[Run], home: Path) -> None:
             cells = survey(study)
             missing = cells[cells["asked"] & cells["state"].isin(["missing", "failed"])]
             print(f"{study.profile.name}: {(cells['state'] == 'done').sum()} cells done; of those asked for so far "
-                  f"{len(missing)} are left, by what others took {missing['seconds'].sum() / 60:.0f} minutes of one core "
-                  f"(make status PROFILE={study.profile.name})")
+                  f"{len(missing)} are left, by what others took {missing['seconds'].sum() / 60:.0f} minutes of one "
+                  f"core (make status PROFILE={study.profile.name})")
     sys.exit(LEFT)
 
 

@@ -47,7 +47,8 @@ def publish(which: str, home: Path) -> tuple[Path, dict, int]:
         raise ValueError(f"nothing is finished that could be published: make paper PROFILE={which}")
     told, named = asking[0].provenance(), {study.profile.name: study for study in asking}
     kept = ("profile", "commit", "dirty", "device", "machine", "versions", "code", "lock")
-    origin = {**{name: told[name] for name in kept}, "made": sorted({" ".join(cell["made"].values()) for cell in cells}),
+    origin = {**{name: told[name] for name in kept},
+              "made": sorted({" ".join(cell["made"].values()) for cell in cells}),
               "seeds": {name: list(study.profile.seeds) for name, study in named.items()},
               "labels": {name: [label_hash(study.train.y), label_hash(study.test.y)] for name, study in named.items()},
               "core seconds": round(sum(cell["seconds"] for cell in cells), 1), "missing": missing,

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import rumlib as rum
-from rumlib.cells import CellsFailed, Stopped, Store, digest_of
+from rumlib.cells import Stopped, Store, digest_of
 from rumlib.code import Package
 
 TINY = replace(
