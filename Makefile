@@ -44,7 +44,7 @@ publish: $(READY)
 	@$(PYTHON) -m rumlib.publish $(PROFILE)
 
 unpack: $(READY)
-	@$(PYTHON) -m rumlib.publish $(PROFILE) $(or $(FROM),figures/$(PROFILE)/results)
+	@$(PYTHON) -m rumlib.publish $(PROFILE) "$(or $(FROM),figures/$(PROFILE)/results)"
 
 grid: $(READY)
 	@$(PYTHON) -m rumlib.paper "$(PROFILES)" "$(SEEDS)" "$(MINUTES)"

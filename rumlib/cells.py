@@ -347,7 +347,7 @@ class remembered:
     def identity(self, study: Remembering, *arguments) -> dict:
         """All that the cell depends on."""
         return {"what": self.__name__, "code": self.code(study), "study": study.identity,
-                "arguments": {name: factory(value) if name == "function" else identify(value)
+                "arguments": {name: factory(value) if name == "call" else identify(value)
                               for name, value in zip(self.names, arguments, strict=True)}}
 
     def code(self, study: Remembering) -> str:

@@ -70,7 +70,7 @@ def pack(folder: Path, cells: Iterable[dict], origin: Mapping) -> dict:
         values = {name: value for name, value in cell["values"].items() if name != "tensors"}
         if "tensors" in cell["values"]:
             values["tensors"] = {}
-            for name, tensor in cell["values"]["tensors"].items():
+            for name, tensor in sorted(cell["values"]["tensors"].items()):           # safetensors knows no order
                 tensors[f"{key}/{name}"] = _short(tensor)
                 values["tensors"][name] = [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
         line = {"what": identity["what"], "study": names[digest_of(identity["study"])], "code": identity["code"],

@@ -84,12 +84,16 @@ def execute(runs: list[Run], home: Path) -> None:
 
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     engine.share()
-    *sources, last = sorted((home / "notebooks").glob("[0-9]*.ipynb"))
-    ends = {}
+    sources, ends = sorted((home / "notebooks").glob("[0-9]*.ipynb")), {}
+    if runs[0].told:
+        live = [source for source in sources if is_live(source)]
+        sources = [source for source in sources if source not in live]
+        print(f"Left out, as they train models themselves: {', '.join(source.stem for source in live) or 'none'}")
+    *sources, last = sources
     for stage in (sources, [last]):                          # the last one gathers what the others have written
         with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-            started = {f"{run.folder.name} {source.stem}": pool.submit(run.execute, source, place) for run in runs
-                       for place, source in enumerate(stage) if not (run.told and is_live(source))}
+            started = {f"{run.folder.name} {source.stem}": pool.submit(run.execute, source, place)
+                       for run in runs for place, source in enumerate(stage)}
             for name, done in started.items():
                 try:
                     done.result()

@@ -260,8 +260,7 @@ class Study(Remembering):
     @remembered
     def alike(self, score: Score, size: int, seed: int) -> dict:
         """Positions of sets that are matched on a score and apart in entanglement (see `rumlib.matched`)."""
-        found = matched(score.values, self._embedding(seed), size)
-        return {"tensors": {f"matched {level}": rows for level, rows in found.items()}}
+        return {"tensors": matched(score.values, self._embedding(seed), size)}
 
     @remembered
     def apart(self, forget: ForgetSet, seed: int) -> dict:
@@ -272,9 +271,9 @@ class Study(Remembering):
                 "mmd": math.sqrt(max(mmd(embedding[~gone], embedding[gone]), 0))}
 
     @remembered
-    def given(self, function: Callable, arguments: tuple) -> dict:
+    def given(self, call: Callable, arguments: tuple) -> dict:
         """What a function, such as one of a notebook, gives for this study and these arguments."""
-        return function(self, *arguments)
+        return call(self, *arguments)
 
     @remembered
     def oracle(self, forget: ForgetSet, seed: int) -> dict:
@@ -492,11 +491,12 @@ class Study(Remembering):
         """Forget sets by distance from the centroid in the original model's embedding, each with its measured
         entanglement score."""
         found = self.placed(self.profile.seeds[0], self.profile.bands)["tensors"]
-        return self._entangled({name: rows for name, rows in found.items() if name.startswith("band")})
+        return self._entangled({name: found[name] for name in (f"band {k}" for k in range(self.profile.bands))})
 
     def matched(self) -> list[ForgetSet]:
         """Forget sets of low, medium and high entanglement score and one histogram of memorization."""
-        return self._entangled(self.alike(self.score, self.profile.set_size, self.profile.seeds[0])["tensors"])
+        found = self.alike(self.score, self.profile.set_size, self.profile.seeds[0])["tensors"]
+        return self._entangled({f"matched {level}": found[level] for level in ("low", "medium", "high")})
 
     def distance(self) -> Tensor:
         """How far each training example lies from the centroid in the original model's embedding, (n,)."""

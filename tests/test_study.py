@@ -346,7 +346,7 @@ def test_the_finished_steps_of_a_rum_outlive_a_failing_one(study, tmp_path):
     forget, meta = forget_set(study, 0), rum.RUM(rum.Refine(study.score, 2), (first, second))
     (tmp_path / "first").touch()
     for _ in range(2):
-        with pytest.raises(Stopped, match="nothing left.*fewer processes.*the same command goes on") as raised:
+        with pytest.raises(Stopped, match=r"nothing left.*fewer processes.*the same command goes on") as raised:
             study.unlearn([rum.Cell(forget, meta, 0)])
         assert "in step 2 of 2" in "".join(raised.value.__cause__.__notes__)
         assert len(files(tmp_path, "steps")) == 1
