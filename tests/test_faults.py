@@ -1,6 +1,7 @@
 """Failures, killed processes, full disks and damaged files: afterwards the same command completes, with the results of
 an undisturbed run."""
 
+import errno
 import json
 import os
 import random
@@ -21,7 +22,7 @@ import torch
 
 import rumlib as rum
 from rumlib import cells
-from rumlib.cells import CellsFailed, Stopped, Store, digest_of
+from rumlib.cells import CellsFailed, Remembering, Stopped, Store, digest_of, remembered
 
 TINY = replace(
     rum.profile("smoke"), name="tiny", options=dict(n=150, n_test=60), make_model=partial(rum.mlp, hidden=(8,)),
@@ -272,6 +273,59 @@ def test_a_failing_cell_is_named_the_others_go_on_and_it_is_tried_again(tmp_path
     assert len(few(again, fails, finetune)) == 4
     assert {k: again.used[k] for k in ("computed", "retried", "failed")} == {"computed": 1, "retried": 1, "failed": 0}
     assert not files(tmp_path, "*/*.failed")
+
+
+# What is no fault of a cell, and what the message says to change.
+HINDRANCES = {
+    "memory of a GPU": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "`workers` of the profile"),
+    "memory of a worker": (MemoryError(), "smaller batches"),
+    "memory, as torch says it": (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "fewer processes"),
+    "a lost device": (torch.AcceleratorError("CUDA error: launch failure"), "the device is lost.*nvidia-smi"),
+    "a lost device, inside": (RuntimeError("cuDNN: CUDA error: an illegal access"), "the device is lost"),
+    "a full disk": (OSError(errno.ENOSPC, "no space left"), "make room")}
+
+
+class Hindered(Remembering):
+    """Cells that need others; that of number 2 cannot be made as long as the file `switch` is there."""
+
+    identity = {"test": "hindered"}
+    problem = None
+
+    @remembered
+    def inner(self, k: int) -> dict:
+        if k == 2 and (self.store.folder.parent / "switch").exists():
+            raise self.problem
+        return {"k": k}
+
+    @remembered
+    def outer(self, k: int) -> dict:
+        return {"twice": 2 * self.inner(k)["k"]}
+
+
+@pytest.mark.parametrize("problem, remedy", HINDRANCES.values(), ids=HINDRANCES)
+@pytest.mark.parametrize("kind", ["inner", "outer"])
+def test_what_is_no_fault_of_a_cell_ends_the_run_and_the_same_command_goes_on(kind, problem, remedy, tmp_path):
+    study, method = Hindered(tmp_path, workers=1, quiet=True), getattr(Hindered, kind)
+    study.problem = problem
+    (tmp_path / "switch").touch()
+    tasks = [(k,) for k in range(5)]
+    with pytest.raises(Stopped, match=rf"inner\(2\): {type(problem).__name__}.*{remedy}.*the same command goes on"):
+        study.ask(method, tasks, "cells")
+    there = sorted(path.suffix for path in tmp_path.glob(f"cells/{kind}/*"))
+    assert there == [".json"] * 2                            # those before; none failed, and none was tried after it
+    (tmp_path / "switch").unlink()
+    again = Hindered(tmp_path, workers=1, quiet=True)
+    assert len(again.ask(method, tasks, "cells")) == 5 and again.used["computed"] == 3 and not again.used["retried"]
+
+
+def test_what_stops_a_worker_stops_them_all(tmp_path, monkeypatch):
+    monkeypatch.setenv("RUM_ENGINE", "loky")
+    study = Hindered(tmp_path, workers=2, quiet=True)
+    study.problem = torch.AcceleratorError("CUDA error: gone")
+    (tmp_path / "switch").touch()
+    with pytest.raises(Stopped, match=r"inner\(2\): AcceleratorError.*the device is lost"):
+        study.ask(Hindered.inner, [(k,) for k in range(400)], "cells")
+    assert not list(tmp_path.glob("cells/*/*.failed")) and len(list(tmp_path.glob("cells/inner/*.json"))) < 300
 
 
 def fragile():
