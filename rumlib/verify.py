@@ -167,7 +167,8 @@ def _apart(a: Tensor, b: Tensor) -> float:
 def explain(origin: Mapping, study: Study) -> pd.DataFrame:
     """How the present differs from that of a figure, given its provenance: rows (what, then, now)."""
     present = json.loads(json.dumps(study.provenance()))
-    told = ("commit", "dirty", "lock", "code", "data", "seeds", "tuning seeds", "device", "machine", "versions")
+    told = ("commit", "dirty", "lock", "code", "data", "seeds", "tuning seeds", "device", "published", "machine",
+            "versions")
     rows = [(name, *(_at(side, name) for side in (origin, present))) for name in differences(
         *({key: side.get(key) for key in told} for side in (origin, present)))]
     return pd.DataFrame([*rows, *_cells(origin, study)], columns=["what", "then", "now"])
