@@ -1,4 +1,8 @@
 # make paper   run the whole study: executed notebooks in runs/$(PROFILE)/, tables and figures in figures/$(PROFILE)/
+#              MINUTES=8: a piece; no computation is started after that, and the same command goes on
+#              FROM=figures/<profile>/results: from published results, without a GPU; nothing is computed
+# make publish pack the finished cells of PROFILE, without weights, into figures/$(PROFILE)/results/
+# make unpack  put the published cells FROM=... among the finished ones of PROFILE, to go on on another machine
 # make grid    the same for each of several profiles and numbers of seeds: make grid PROFILES="smoke laptop" SEEDS="2 4"
 # make test    ruff, unit, property and parity tests, every notebook at the smoke profile, nbval over the kept outputs
 # make lab     open the notebooks in JupyterLab
@@ -19,7 +23,7 @@
 # RUM_DEVICE=auto | cuda | cuda:1 | mps | cpu       what computes where the profile says auto (rumlib/device.py)
 # PYTHON=/path/to/python                          use an environment that exists and install nothing
 
-.PHONY: paper grid test lab site bench plan status clean-stale verify clean keep lock
+.PHONY: paper publish unpack grid test lab site bench plan status clean-stale verify clean keep lock
 .DEFAULT_GOAL := paper
 
 PROFILE ?= laptop
@@ -39,10 +43,16 @@ endif
 export OMP_NUM_THREADS ?= 1
 
 paper: $(READY)
-	@$(PYTHON) -m rumlib.paper $(PROFILE)
+	@$(PYTHON) -m rumlib.paper $(PROFILE) "" "$(MINUTES)" "$(FROM)"
+
+publish: $(READY)
+	@$(PYTHON) -m rumlib.publish $(PROFILE)
+
+unpack: $(READY)
+	@$(PYTHON) -m rumlib.publish $(PROFILE) "$(or $(FROM),figures/$(PROFILE)/results)"
 
 grid: $(READY)
-	@$(PYTHON) -m rumlib.paper "$(PROFILES)" "$(SEEDS)"
+	@$(PYTHON) -m rumlib.paper "$(PROFILES)" "$(SEEDS)" "$(MINUTES)"
 
 test: $(READY)
 	$(PYTHON) -m ruff check .

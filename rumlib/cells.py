@@ -6,9 +6,12 @@
 
     study.oracle(forget, 0)                                  # computed, or read back
     study.ask(Study.oracle, [(forget, 0), (forget, 1)])      # many at once, on all cores
+    study.large(Study.oracle, forget, 0)                     # the tensors that it returned under "large": the weights
 
 A cell is found by what it depends on: its code, the data and settings of its study, its arguments. What is written is
-whole and durable, or not there. A cell that fails is recorded and tried again by the next run; the others go on.
+whole and durable, or not there. A cell that fails is recorded and tried again by the next run; the others go on. What
+is no fault of a cell (no memory, a lost device, a full disk) ends the run, and so does RUM_UNTIL, a time in seconds
+since 1970 after which no cell is started. With published results (`rumlib.packed`) nothing is computed at all.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ from rumlib.code import PACKAGE, code_of
 from rumlib.data import digest
 from rumlib.models import describe
 
-FORMAT = 1                                                   # of the files: one more whenever what they hold changes
+FORMAT = 2                                                   # of the files: one more whenever what they hold changes
 DAY = 24 * 3600
 
 
@@ -105,10 +108,11 @@ def differences(one, other, name: str = "") -> list[str]:
 @dataclass(frozen=True)
 class Store:
     """Finished cells in a folder: <kind>/<key>.json with the identity and values of each, tensors in safetensors beside
-    it, and <key>.failed for one that could not be computed.
+    it, large ones in another file, <key>.large, and <key>.failed for one that could not be computed.
 
     A file is written under a temporary name, forced to the disk and renamed; so are the tensors, before the file that
-    speaks of them. One that is damaged is set aside, reported and computed again.
+    speaks of them. One that is damaged is set aside, reported and computed again. Large tensors (weights) are for the
+    few who need them: a cell whose own are not there is whole for all others.
     """
 
     folder: Path
@@ -117,8 +121,8 @@ class Store:
         return self.folder / kind / f"{key}.json"
 
     def read(self, kind: str, key: str) -> dict | None:
-        """A cell: its "identity", its "values", in them "tensors" if it has any, the "seconds" that it took, and where
-        it was "made". None if it is not there."""
+        """A cell: its "identity", its "values", in them "tensors" if it has any (and of "large" ones the hash), the
+        "seconds" that it took, and where it was "made". None if it is not there."""
         path = self.path(kind, key)
         try:
             text = path.read_bytes()
@@ -140,23 +144,45 @@ class Store:
                     os.replace(file, f"{file}.damaged")
             return None
 
+    def large(self, kind: str, key: str) -> dict[str, Tensor] | None:
+        """The large tensors of a cell; None if they are not there."""
+        cell, path = self.read(kind, key), self.path(kind, key).with_suffix(".large")
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            warnings.warn(f"cells of kind {kind!r} are here without their weights, as published results are; those "
+                          f"that are needed are computed again", stacklevel=2)
+            return None
+        if cell and hashlib.sha256(data).hexdigest() == cell["values"]["large"]:
+            return safetensors.torch.load(data)
+        warnings.warn(f"{path} is damaged (its checksum does not fit); it is set aside as {path.name}.damaged and "
+                      f"computed again", stacklevel=2)
+        with suppress(FileNotFoundError):                    # another process was quicker
+            os.replace(path, f"{path}.damaged")
+        return None
+
     def write(self, kind: str, identity: Mapping, values: dict, seconds: float = 0.0) -> dict:
         """Keep a cell, and return what `read` would."""
-        path = self.path(kind, digest_of(identity))
-        cell = {"identity": identity, "values": values, "seconds": round(seconds, 4), "made": here()}
-        kept = cell
         if "tensors" in values:
-            cell["values"] = values = {**values, "tensors": {k: t.cpu() for k, t in values["tensors"].items()}}
-            data = safetensors.torch.save({k: t.contiguous() for k, t in values["tensors"].items()})
-            put(path.with_suffix(".safetensors"), data)
-            kept = {**cell, "values": {**values, "tensors": hashlib.sha256(data).hexdigest()}}
+            values = {**values, "tensors": {name: tensor.cpu() for name, tensor in values["tensors"].items()}}
+        if "large" in values:
+            path = self.path(kind, digest_of(identity)).with_suffix(".large")
+            values = {**values, "large": _put_tensors(path, values["large"])}
+        return self.keep(kind, {"identity": identity, "values": values, "seconds": round(seconds, 4), "made": here()})
+
+    def keep(self, kind: str, cell: dict) -> dict:
+        """Keep a cell as `read` gives it: without its large tensors, unless they are there already."""
+        path, kept = self.path(kind, digest_of(cell["identity"])), cell
+        if "tensors" in cell["values"]:
+            checksum = _put_tensors(path.with_suffix(".safetensors"), cell["values"]["tensors"])
+            kept = {**cell, "values": {**cell["values"], "tensors": checksum}}
         put(path, json.dumps({**kept, "checksum": digest_of(kept)}, indent=1).encode())
         path.with_suffix(".failed").unlink(missing_ok=True)
         return cell
 
     def remove(self, kind: str, key: str) -> None:
-        """Forget a cell."""
-        for ending in (".json", ".safetensors"):             # in this order: tensors without values are no cell
+        """Forget a cell, or that it failed."""
+        for ending in (".json", ".safetensors", ".large", ".failed"):    # tensors without values are no cell
             self.path(kind, key).with_suffix(ending).unlink(missing_ok=True)
 
     def fail(self, kind: str, identity: Mapping, failure: Failure) -> None:
@@ -192,7 +218,7 @@ def parse(text: bytes, key: str) -> dict:
 
 def put(path: Path, data: bytes) -> None:
     """Write a file so that after any interruption, of the machine too, it is there as a whole or not at all. Raises
-    OSError, naming folder and remedy, if the disk is full."""
+    OSError, naming the folder, if the disk is full."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}")
     try:
@@ -206,9 +232,15 @@ def put(path: Path, data: bytes) -> None:
         if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(path.parent).free
             raise OSError(problem.errno, f"the disk that holds {path.parent} is full: {free / 1e6:.0f} MB are free, "
-                          f"{len(data) / 1e6:.1f} MB were to be written. What is finished is kept; make room there and "
-                          f"run again") from problem
+                          f"{len(data) / 1e6:.1f} MB were to be written") from problem
         raise
+
+
+def _put_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write them, and return their checksum."""
+    data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    put(path, data)
+    return hashlib.sha256(data).hexdigest()
 
 
 @cache
@@ -266,6 +298,37 @@ class CellsFailed(RuntimeError):
     """Some cells could not be computed; all others are done."""
 
 
+class Stopped(RuntimeError):
+    """The run cannot go on, for no fault of a cell: what is finished is kept, and the same command goes on."""
+
+
+class TimeIsUp(Stopped):
+    """No cell is started any more."""
+
+
+class NotPublished(Stopped):
+    """Published results do not hold what is asked for."""
+
+
+GO_ON = "What is finished is kept, and the same command goes on from there"
+
+
+def hindrance(problem: Exception) -> str | None:
+    """What to change, where an error says that the machine cannot go on, whatever the cell; else None."""
+    told = str(problem).lower()
+    if (isinstance(problem, torch.OutOfMemoryError | MemoryError)
+            or "out of memory" in told or "can't allocate memory" in told):      # as CUDA and as the CPU say it
+        return ("the memory was not enough; take less at once: fewer processes (`workers` of the profile), fewer "
+                "subset models in a task (CHUNK in rumlib/study.py), or smaller batches (`batch_size` of the recipe "
+                "and of the algorithms: another study)")
+    if isinstance(problem, torch.AcceleratorError) or "cuda error" in told:
+        return ("the device is lost, and with it all that this process had there; look at the device (nvidia-smi) and "
+                "start again; if it is this cell again, the fault is in its code")
+    if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room there"
+    return None
+
+
 # -- Asking for cells -------------------------------------------------------------------------------------------------
 
 
@@ -286,7 +349,8 @@ class remembered:
     def identity(self, study: Remembering, *arguments) -> dict:
         """All that the cell depends on."""
         return {"what": self.__name__, "code": self.code(study), "study": study.identity,
-                "arguments": {name: identify(value) for name, value in zip(self.names, arguments, strict=True)}}
+                "arguments": {name: factory(value) if name == "call" else identify(value)
+                              for name, value in zip(self.names, arguments, strict=True)}}
 
     def code(self, study: Remembering) -> str:
         """Hash of the code that computes it; a user's own kind of study counts with all its methods."""
@@ -300,30 +364,38 @@ class remembered:
 
     def make(self, study: Remembering, identity: Mapping, arguments: tuple) -> dict | Failure:
         """The cell, read back or computed and kept. What goes wrong is recorded, and returned or, inside another cell,
-        raised again."""
-        found = study.store.read(self.__name__, digest_of(identity))
-        if found is not None:
-            return found
+        raised again. Raises Stopped, and records nothing, where it is no fault of the cell."""
+        return study.store.read(self.__name__, digest_of(identity)) or self.anew(study, identity, arguments)
+
+    def anew(self, study: Remembering, identity: Mapping, arguments: tuple) -> dict | Failure:
+        """The cell, computed and kept."""
         start = time.perf_counter()
         try:
             with study.within():
                 values = self.compute(study, *arguments)
+            return study.store.write(self.__name__, identity, values, time.perf_counter() - start)
+        except Stopped:                                      # inside this cell, another one was
+            raise
         except Exception as problem:
             failure = Failure.of(f"{self.__name__}({', '.join(map(repr, arguments))})", problem)
+            remedy = hindrance(problem)
+            if remedy:
+                raise Stopped(f"{failure}: {remedy}. {GO_ON}") from problem
             study.store.fail(self.__name__, identity, failure)
             if study.inside:
                 raise
             return failure
-        return study.store.write(self.__name__, identity, values, time.perf_counter() - start)
 
 
 class Remembering:
     """What has remembered methods: it asks for cells, computes those that are missing on all cores, and keeps count.
 
-    A subclass has `identity`, a dictionary of all that every cell depends on.
+    A subclass has `identity`, a dictionary of all that every cell depends on. With `published` results every cell comes
+    from them, and nothing is computed.
     """
 
     identity: Mapping
+    published = None                                         # a `rumlib.packed.Packed`
 
     def __init__(self, folder: Path, *, workers: int, quiet: bool):
         self.store = Store(folder / "cells")
@@ -331,6 +403,7 @@ class Remembering:
         self.manifest = folder / "asked" / f"{notebook()}.json"
         self.used = Counter({"computed": 0, "read back": 0, "retried": 0, "failed": 0})
         self.asked: dict[tuple[str, str], float] = {}        # (kind, key), in order -> seconds that it took
+        self.until = float(os.environ.get("RUM_UNTIL", "inf"))
         self.inside = False                                  # a cell that is being computed
         self.bar = None
 
@@ -349,6 +422,21 @@ class Remembering:
         self.refuse(found)
         return [cell["values"] for cell in found]
 
+    def large(self, method: remembered, *arguments) -> dict[str, Tensor]:
+        """The large tensors of a cell: read, or computed again where the cell is there without them. Raises
+        NotPublished where it may not be computed."""
+        if self.published:
+            raise NotPublished(f"the weights of {method.__name__}({', '.join(map(repr, arguments))}) are needed, and "
+                               f"{self.published.folder} is results without weights: run without FROM")
+        method(self, *arguments)
+        identity = method.identity(self, *arguments)
+        key = digest_of(identity)
+        found = self.store.large(method.__name__, key)
+        if found is None:
+            self.refuse([method.anew(self, identity, arguments)])
+            found = self.store.large(method.__name__, key)
+        return found
+
     def refuse(self, found: list[dict | Failure]) -> None:
         """Raise CellsFailed, naming them, if some failed."""
         failures = [cell for cell in found if isinstance(cell, Failure)]
@@ -364,6 +452,10 @@ class Remembering:
     def attempt(self, method: remembered, tasks: list[tuple], what: str) -> list[dict | Failure]:
         """The cells for these arguments, or what happened instead."""
         identities = [method.identity(self, *task) for task in tasks]
+        if self.published:
+            found = {digest_of(identity): self.published.find(identity) for identity in identities}
+            self._count(method.__name__, found, computed=set())
+            return [found[digest_of(identity)] for identity in identities]
         if self.inside:                                      # cells that another cell needs, in its process
             return [method.make(self, identity, task) for identity, task in zip(identities, tasks, strict=True)]
         keys = [digest_of(identity) for identity in identities]
@@ -380,15 +472,20 @@ class Remembering:
         return [found[key] for key in keys]
 
     def _compute(self, method: remembered, todo: list[tuple], what: str) -> dict[str, dict | Failure]:
+        """What is started before the time is up is finished, and kept. Raises TimeIsUp if not all could be started."""
         self.bar = self.bar if self.bar is not None else tqdm(total=0, disable=self.quiet, unit="cell")
         self.bar.total += len(todo)
         self.bar.set_description(what)
         self.used["retried"] += sum(self.store.failed(method.__name__, digest_of(who)) for who, _ in todo)
         found = {}
-        for k, cell in engine.run(_make, [(self, method.__name__, *task) for task in todo], workers=self.workers,
-                                  gpu=self.identity.get("device", "cpu") != "cpu", again=self._again):
-            found[digest_of(todo[k][0])] = cell
-            self.bar.update()
+        tasks = [(self, method.__name__, *task, self.until) for task in todo if time.time() < self.until]
+        for k, cell in engine.run(_make, tasks, workers=self.workers, gpu=self.identity.get("device", "cpu") != "cpu",
+                                  again=self._again):
+            if cell is not None:
+                found[digest_of(todo[k][0])] = cell
+                self.bar.update()
+        if len(found) < len(todo):
+            raise TimeIsUp(f"the time is up; {len(todo) - len(found)} of {len(todo)} {what} are left. {GO_ON}")
         return found
 
     def _again(self, tasks: int) -> None:
@@ -440,9 +537,11 @@ def notebook() -> str:
     return Path(os.environ.get("RUM_NOTEBOOK") or os.environ.get("JPY_SESSION_NAME") or sys.argv[0] or "python").stem
 
 
-def _make(study: Remembering, kind: str, identity: Mapping, arguments: tuple) -> dict | Failure:
-    """A task. It must be what was asked for also where it is computed: files may have changed since, or differ from
-    machine to machine."""
+def _make(study: Remembering, kind: str, identity: Mapping, arguments: tuple, until: float) -> dict | Failure | None:
+    """A task; None if it is too late for it. It must be what was asked for also where it is computed: files may have
+    changed since, or differ from machine to machine."""
+    if time.time() >= until:
+        return None
     method = getattr(type(study), kind)
     own = method.identity(study, *arguments)
     if own != identity:

@@ -31,7 +31,7 @@ from torch import Tensor
 from rumlib.data import digest
 
 # What changes no result, and the loading of data, whose content is part of every key: their code does not count.
-APART = ("rumlib.cells", "rumlib.code", "rumlib.engine", "rumlib.data.load")
+APART = ("rumlib.cells", "rumlib.code", "rumlib.engine", "rumlib.packed", "rumlib.data.load")
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DEFINITIONS = (*FUNCTIONS, ast.ClassDef)
 SCOPES = (ast.ClassDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,12 +154,12 @@ class Bank:
 
     included  (models, n) bool, was the example in the model's subset
     correct   (models, n) bool, did the model classify it right
-    margin    (models, n) float16, logit of the true class minus the largest other logit
+    margin    (models, n) float16, logit of the true class minus the largest other logit; None where it was left behind
     """
 
     included: Tensor
     correct: Tensor
-    margin: Tensor
+    margin: Tensor | None = None
 
     def score(self, index: Tensor) -> Score:
         """The memorization score that these models give."""
@@ -168,7 +168,7 @@ class Bank:
 
     def part(self, models) -> Bank:
         """The bank of some of the models (a mask, positions or a slice)."""
-        return Bank(self.included[models], self.correct[models], self.margin[models])
+        return self._each(lambda matrix: matrix[models])
 
     def halves(self, index: Tensor) -> tuple[Score, Score]:
         """Scores from the models of even and of odd number: how much two independent estimates agree.
@@ -177,11 +177,15 @@ class Bank:
         """
         even, odd = self.part(slice(0, None, 2)), self.part(slice(1, None, 2))
         judged = torch.stack([half.included.any(0) & ~half.included.all(0) for half in (even, odd)]).all(0)
-        return tuple(Bank(*(matrix[:, judged] for matrix in (half.included, half.correct, half.margin)))
-                     .score(index[judged]) for half in (even, odd))
+        return tuple(half._each(lambda matrix: matrix[:, judged]).score(index[judged]) for half in (even, odd))
 
     def __add__(self, other: Bank) -> Bank:
-        return Bank(*(torch.cat([getattr(self, f), getattr(other, f)]) for f in ("included", "correct", "margin")))
+        return self._each(lambda mine, theirs: torch.cat([mine, theirs]), other)
+
+    def _each(self, change: Callable, *others: Bank) -> Bank:
+        """The bank of changed matrices."""
+        matrices = zip(*((b.included, b.correct, b.margin) for b in (self, *others)), strict=True)
+        return Bank(*(None if any(m is None for m in same) else change(*same) for same in matrices))
 
 
 def memorization(make_model: Factory, train: Examples, recipe: Recipe, *, models: int = 256, fraction: float = 0.7,

@@ -105,8 +105,7 @@ def clean_stale(study: Study) -> int:
         cells = survey(study)
         stale = cells[cells["state"] == "stale"]
         for kind, key in zip(stale["kind"], stale["key"], strict=True):
-            for ending in (".json", ".safetensors", ".failed"):
-                study.store.path(kind, key).with_suffix(ending).unlink(missing_ok=True)
+            study.store.remove(kind, key)
     return len(stale)
 
 

@@ -43,6 +43,7 @@ from rumlib.metrics import (
     jensen_shannon,
 )
 from rumlib.models import build
+from rumlib.packed import opened
 from rumlib.profiles import Profile, profile
 from rumlib.rows import tow_between
 from rumlib.rum import RUM, stream
@@ -153,6 +154,8 @@ class Study(Remembering):
     profile  its name, or a Profile
     seeds    number of reporting seeds; None: those of the profile
     quiet    no progress bar
+
+    Where RUM_FROM names a folder of published results (`rumlib.packed`), all cells come from it.
     """
 
     def __init__(self, which: str | Profile, *, seeds: int | None = None, quiet: bool = False,
@@ -170,6 +173,7 @@ class Study(Remembering):
         super().__init__(self.home / "runs" / self.profile.name, workers=self.profile.workers, quiet=quiet)
         self.started = time.time()
         self.splits: dict[str, str] = {}
+        self.published = opened(Path(os.environ["RUM_FROM"])) if os.environ.get("RUM_FROM") else None
         engine.engine()
         torch.set_num_threads(1)                             # parallel work is done by processes
 
@@ -210,7 +214,8 @@ class Study(Remembering):
         start = time.perf_counter()
         part = train_bank(how.make_model, self.train, how.recipe, numbers, fraction=fraction)
         seconds = time.perf_counter() - start
-        return {"seconds": seconds, "tensors": {f.name: getattr(part, f.name) for f in fields(part)}}
+        return {"seconds": seconds, "tensors": {"included": part.included, "correct": part.correct},
+                "large": {"margin": part.margin}}
 
     @remembered
     def original(self, seed: int) -> dict:
@@ -218,9 +223,8 @@ class Study(Remembering):
         trace = Trace(self.train)
         with cost() as spent:
             model = fit(self.profile.make_model, self.train, self.profile.recipe, seed=seed, trace=trace)
-        tensors = {f"weights/{name}": value for name, value in model.state_dict().items()}
-        tensors |= {name: getattr(trace, name) for name in (*TRACED, "seen")}
-        return {**asdict(spent), "trace_seconds": trace.seconds, "tensors": tensors}
+        return {**asdict(spent), "trace_seconds": trace.seconds, "large": model.state_dict(),
+                "tensors": {name: getattr(trace, name) for name in (*TRACED, "seen")}}
 
     @remembered
     def probed(self, name: str, seed: int) -> dict:
@@ -242,19 +246,51 @@ class Study(Remembering):
         return {"seconds": time.perf_counter() - start, "tensors": {"values": values}}
 
     @remembered
+    def right(self, seed: int) -> dict:
+        """Which examples of the training and of the test data the original model gets right, (n,) bool each."""
+        return {"tensors": {part: predict(self.model(seed), examples).argmax(1) == examples.y
+                            for part, examples in (("train", self.train), ("test", self.test))}}
+
+    @remembered
+    def placed(self, seed: int, count: int) -> dict:
+        """Where the training examples lie in the original model's embedding: distance from the centroid, (n,), and the
+        positions of so many bands by it."""
+        embedding = self._embedding(seed)
+        found = {f"band {k}": rows for k, rows in enumerate(bands(embedding, count))}
+        return {"tensors": {"distance": (embedding - embedding.mean(0)).norm(dim=1), **found}}
+
+    @remembered
+    def alike(self, score: Score, size: int, seed: int) -> dict:
+        """Positions of sets that are matched on a score and apart in entanglement (see `rumlib.matched`)."""
+        return {"tensors": matched(score.values, self._embedding(seed), size)}
+
+    @remembered
+    def apart(self, forget: ForgetSet, seed: int) -> dict:
+        """Entanglement score and MMD (the root, as published) of a forget set with the rest, in the original model's
+        embedding."""
+        embedding, gone = self._embedding(seed), torch.isin(self.train.index, forget.index)
+        return {"entanglement": entanglement(embedding[~gone], embedding[gone]),
+                "mmd": math.sqrt(max(mmd(embedding[~gone], embedding[gone]), 0))}
+
+    @remembered
+    def given(self, call: Callable, arguments: tuple) -> dict:
+        """What a function, such as one of a notebook, gives for this study and these arguments."""
+        return call(self, *arguments)
+
+    @remembered
     def oracle(self, forget: ForgetSet, seed: int) -> dict:
         """A model retrained without the forget set, with the same seed as the original."""
         gone, kept = self.split(forget)
         with cost() as spent:
             model = fit(self.profile.make_model, kept, self.profile.recipe, seed=seed)
-        weights = {f"weights/{name}": value for name, value in model.state_dict().items()}
-        return {**asdict(spent), **asdict(evaluate(model, gone, kept, self.test)),
-                "tensors": {**weights, "forget": forget.index}}          # its hash alone would not say which
+        return {**asdict(spent), **asdict(evaluate(model, gone, kept, self.test)), "large": model.state_dict(),
+                "tensors": {"forget": forget.index}}         # its hash alone would not say which
 
     @remembered
     def run(self, forget: ForgetSet, algorithm: Callable, seed: int, mia: bool) -> dict:
         """One unlearning run beside its oracle."""
-        sets, reference = (*self.split(forget), self.test), self.retrained(forget, seed)[1]
+        sets, reference = (*self.split(forget), self.test), self.reference(forget, seed)
+        self.model(seed)                                     # now: where it has to be trained again is no cost of this
         try:
             with cost() as spent:
                 model, chosen = self._unlearned(forget, algorithm, seed)
@@ -278,10 +314,10 @@ class Study(Remembering):
     @remembered
     def generator(self, forget: ForgetSet, config: SPDGAN, seed: int, number: int) -> dict:
         """A generator that shifts the forget set; its reference is the oracle of a tuning seed."""
-        reference = self.retrained(forget, self.profile.tuning_seeds[0])[0]
+        reference, original = self.retrained(forget, self.profile.tuning_seeds[0])[0], self.model(seed)
         with cost() as spent:
-            shift = config(self.model(seed), reference, self.split(forget)[0], seed=number, quiet=True)
-        return {"seconds": spent.seconds, "tensors": shift.state_dict()}
+            shift = config(original, reference, self.split(forget)[0], seed=number, quiet=True)
+        return {"seconds": spent.seconds, "large": shift.state_dict()}
 
     @remembered
     def degrees(self, forget: ForgetSet, algorithm: Callable, seed: int, config: SPDGAN,
@@ -291,7 +327,7 @@ class Study(Remembering):
         shifts = []
         for number in numbers:
             shift = config.untrained(gone.x.shape[1])
-            shift.load_state_dict(self.generator(forget, config, seed, number)["tensors"])
+            shift.load_state_dict(self.large(Study.generator, forget, config, seed, number))
             shifts.append(shift.eval().to(self.device))
         unlearned = self._unlearned(forget, algorithm, seed)[0]
         asked = probes(shifts, {"forget": gone, "test": self.test, "retain": kept})
@@ -337,7 +373,7 @@ class Study(Remembering):
                 seen.append((request, spent.examples))
         for k, (request, examples) in enumerate(seen):
             found = evaluate(request.model, request.gone, request.retain, self.test)
-            reference = self.retrained(union(forgets[:k + 1]), seed)[1]
+            reference = self.reference(union(forgets[:k + 1]), seed)
             rows.append({"request": k + 1, "renewed": request.renewed, "examples": examples, **asdict(found),
                          **tow_between(found, reference), "oracle_test": reference.test})
         return {"rows": rows}
@@ -355,7 +391,7 @@ class Study(Remembering):
         found = self.store.read("steps", digest_of(identity))
         kept = found["values"] if found else {"done": 0, "examples": 0}
         count_examples(kept["examples"])
-        model, done = self._rebuild(kept) if kept["done"] else original, kept["done"]
+        model, done = self._rebuild(kept["tensors"]) if kept["done"] else original, kept["done"]
         try:
             with cost() as spent:
                 for stage in algorithm.stages(model, *sets, seed=seed, done=done):
@@ -363,9 +399,8 @@ class Study(Remembering):
         except FloatingPointError:
             raise
         except Exception:
-            weights = {f"weights/{name}": value for name, value in model.state_dict().items()}
             self.store.write("steps", identity, {
-                "done": done, "examples": kept["examples"] + spent.examples, "tensors": weights})
+                "done": done, "examples": kept["examples"] + spent.examples, "tensors": model.state_dict()})
             raise
         if found:
             self.store.remove("steps", digest_of(identity))
@@ -401,24 +436,32 @@ class Study(Remembering):
     @lru_cache(maxsize=32)                                   # noqa: B019  few studies, each lives as long as its process
     def model(self, seed: int) -> nn.Module:
         """The original model of that seed."""
-        return self._rebuild(self.original(seed))
+        return self._rebuild(self.large(Study.original, seed))
 
     @lru_cache(maxsize=32)                                   # noqa: B019
     def retrained(self, forget: ForgetSet, seed: int) -> tuple[nn.Module, Evaluation]:
         """The oracle of that set and seed, and its evaluation."""
+        return self._rebuild(self.large(Study.oracle, forget, seed)), self.reference(forget, seed)
+
+    def reference(self, forget: ForgetSet, seed: int) -> Evaluation:
+        """The evaluation of the oracle of that set and seed."""
         cell = self.oracle(forget, seed)
-        return self._rebuild(cell), Evaluation(*(cell[f.name] for f in fields(Evaluation)))
+        return Evaluation(*(cell[f.name] for f in fields(Evaluation)))
 
     @lru_cache(maxsize=32)                                   # noqa: B019
     def _answers(self, forget: ForgetSet, seed: int) -> list[Tensor]:
         """The logits that the oracle gives to forget, retain and test set."""
         return [predict(self.retrained(forget, seed)[0], s) for s in (*self.split(forget), self.test)]
 
-    def _rebuild(self, cell: dict) -> nn.Module:
+    def _rebuild(self, weights: Mapping[str, Tensor]) -> nn.Module:
         model = build(self.profile.make_model, 0)
-        model.load_state_dict({name.removeprefix("weights/"): value for name, value in cell["tensors"].items()
-                               if name.startswith("weights/")})
+        model.load_state_dict(weights)
         return model.eval().to(self.device)
+
+    @lru_cache(maxsize=1)                                    # noqa: B019
+    def _embedding(self, seed: int) -> Tensor:
+        """Of the training data by the original model, (n, d)."""
+        return features(self.model(seed), self.train)
 
     @lru_cache(maxsize=16)                                   # noqa: B019
     def split(self, forget: ForgetSet) -> tuple[Examples, Examples]:
@@ -450,30 +493,41 @@ class Study(Remembering):
     def bands(self) -> list[ForgetSet]:
         """Forget sets by distance from the centroid in the original model's embedding, each with its measured
         entanglement score."""
-        return self._entangled(lambda at: {f"band {k}": rows for k, rows in enumerate(bands(at, self.profile.bands))})
+        found = self.placed(self.profile.seeds[0], self.profile.bands)["tensors"]
+        return self._entangled({name: found[name] for name in (f"band {k}" for k in range(self.profile.bands))})
 
     def matched(self) -> list[ForgetSet]:
         """Forget sets of low, medium and high entanglement score and one histogram of memorization."""
-        return self._entangled(lambda at: {f"matched {level}": rows for level, rows in matched(
-            self.score.values, at, self.profile.set_size).items()})
+        found = self.alike(self.score, self.profile.set_size, self.profile.seeds[0])["tensors"]
+        return self._entangled({f"matched {level}": found[level] for level in ("low", "medium", "high")})
+
+    def distance(self) -> Tensor:
+        """How far each training example lies from the centroid in the original model's embedding, (n,)."""
+        return self.placed(self.profile.seeds[0], self.profile.bands)["tensors"]["distance"]
 
     def entangled(self, forget: ForgetSet) -> dict[str, float]:
         """Entanglement score and MMD (the root, as published) of a forget set with the rest, in the original model's
         embedding."""
-        embedding = features(self.model(self.profile.seeds[0]), self.train)
-        gone = torch.isin(self.train.index, forget.index)
-        return {"entanglement": entanglement(embedding[~gone], embedding[gone]),
-                "mmd": math.sqrt(max(mmd(embedding[~gone], embedding[gone]), 0))}
+        return self.apart(forget, self.profile.seeds[0])
 
-    def _entangled(self, choose: Callable[[Tensor], dict[str, Tensor]]) -> list[ForgetSet]:
-        embedding = features(self.model(self.profile.seeds[0]), self.train)
-        sets = []
-        for name, rows in choose(embedding).items():
+    def _entangled(self, sets: Mapping[str, Tensor]) -> list[ForgetSet]:
+        found = []
+        for name, rows in sets.items():
             mask = torch.zeros(len(self.train), dtype=torch.bool)
             mask[rows] = True
-            score = entanglement(embedding[~mask], embedding[mask])
-            sets.append(self.forget_set(name, mask, entanglement=score))
-        return sets
+            score = self.entangled(ForgetSet(name, self.train.index[mask].sort().values))["entanglement"]
+            found.append(self.forget_set(name, mask, entanglement=score))
+        return found
+
+    def remember(self, function: Callable, tasks: Iterable[tuple] = ((),)) -> list[dict]:
+        """What `function(study, *task)` gives for each task, remembered as cells are, and computed on all cores.
+
+        The function counts with its code, so it stands at the top of a notebook or module; it returns a dictionary of
+        plain values, and tensors under "tensors". What its arguments do not say, such as a variable of the notebook,
+        is not asked about when results are published, so two calls must differ in their arguments.
+        """
+        found = [(function, tuple(task)) for task in tasks]
+        return self.ask(Study.given, found, function.__name__)
 
     def originals(self, seeds: Iterable[int]) -> None:
         """Train the original models of these seeds, on all cores; `model` then gives them."""
@@ -651,6 +705,7 @@ class Study(Remembering):
             "seeds": list(self.profile.seeds),
             "tuning seeds": list(self.profile.tuning_seeds),
             "device": self.identity["device"],
+            **({"published": self.published.origin()} if self.published else {}),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "versions": {"python": platform.python_version()} | {
                 name: version(name) for name in ("torch", "numpy", "scikit-learn", "pandas")},

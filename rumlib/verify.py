@@ -60,7 +60,9 @@ def verify(study: Study, *, sample: int = 12, seed: int = 0) -> pd.DataFrame:
         if cell is None or isinstance(values, str):
             rows[kind, key] = ("differs", "damaged" if cell is None else values)
         else:
-            rows[kind, key] = compare(cell["values"], values, exact=cell["made"] == here())
+            large = study.store.large(kind, key) if "large" in cell["values"] else None
+            stored = {**cell["values"], "large": large or values["large"]} if "large" in values else cell["values"]
+            rows[kind, key] = compare(stored, values, exact=cell["made"] == here())
     return pd.DataFrame([(*cell, *rows[cell]) for cell in drawn], columns=["kind", "key", "verdict", "found"])
 
 
@@ -127,8 +129,9 @@ def _again(study: Study, kind: str, arguments: tuple) -> dict | str:
 
 def compare(stored: Mapping, found: Mapping, *, exact: bool) -> tuple[str, str]:
     """(verdict, the largest difference) of the values of a cell; times are left out."""
-    stored, found = ({**{k: v for k, v in values.items() if not k.endswith("seconds") and k != "tensors"},
-                      **values.get("tensors", {})} for values in (stored, found))
+    apart = ("tensors", "large")
+    stored, found = ({**{k: v for k, v in values.items() if not k.endswith("seconds") and k not in apart},
+                      **values.get("tensors", {}), **values.get("large", {})} for values in (stored, found))
     if stored.keys() != found.keys():
         return "differs", f"has {', '.join(stored.keys() ^ found.keys())} on one side only"
     distances = {name: distance(value, found[name]) for name, value in stored.items()}
@@ -166,7 +169,8 @@ def _apart(a: Tensor, b: Tensor) -> float:
 def explain(origin: Mapping, study: Study) -> pd.DataFrame:
     """How the present differs from that of a figure, given its provenance: rows (what, then, now)."""
     present = json.loads(json.dumps(study.provenance()))
-    told = ("commit", "dirty", "lock", "code", "data", "seeds", "tuning seeds", "device", "machine", "versions")
+    told = ("commit", "dirty", "lock", "code", "data", "seeds", "tuning seeds", "device", "published", "machine",
+            "versions")
     rows = [(name, *(_at(side, name) for side in (origin, present))) for name in differences(
         *({key: side.get(key) for key in told} for side in (origin, present)))]
     return pd.DataFrame([*rows, *_cells(origin, study)], columns=["what", "then", "now"])

@@ -65,7 +65,7 @@ EDITS = {
     "recipe of a proxy": ("scores.py", "HOLDOUT = Recipe(epochs=30", "HOLDOUT = Recipe(epochs=31", {"probed"}),
     "the oracle": ("study.py", "with cost() as spent:\n            model = fit(self.profile.make_model, kept",
                    "with cost() as spent:\n            model = fit(self.profile.make_model, gone", {"oracle", "run"}),
-    "method reached by self": ("study.py", 'startswith("weights/")})', 'startswith("weight")})', {"run"}),
+    "method reached by self": ("study.py", "model.load_state_dict(weights)", "model.load_state_dict({})", {"run"}),
     "method reached by two": ("study.py", "torch.isin(self.train.index, forget.index))\n\n    def forget_set",
                               "~torch.isin(self.train.index, forget.index))\n\n    def forget_set", {"oracle", "run"}),
     "formula": ("metrics.py", "return (1 - dS) * (1 - dR) * (1 - dT)", "return (1 - dS) * (1 - dR)", {"run"}),

@@ -1,6 +1,7 @@
 """Failures, killed processes, full disks and damaged files: afterwards the same command completes, with the results of
 an undisturbed run."""
 
+import errno
 import json
 import os
 import random
@@ -21,7 +22,7 @@ import torch
 
 import rumlib as rum
 from rumlib import cells
-from rumlib.cells import CellsFailed, Store, digest_of
+from rumlib.cells import CellsFailed, Remembering, Stopped, Store, digest_of, remembered
 
 TINY = replace(
     rum.profile("smoke"), name="tiny", options=dict(n=150, n_test=60), make_model=partial(rum.mlp, hidden=(8,)),
@@ -60,14 +61,14 @@ def files(home, pattern):
 
 
 def contents(home):
-    """kind/key -> (values without times, bytes of the tensors)."""
+    """kind/key -> (values without times, bytes of the tensors and of the large ones)."""
     found = {}
     for path in files(home, "*/*.json"):
         values = json.loads(path.read_text())["values"]
-        tensors = path.with_suffix(".safetensors")
+        tensors = [path.with_suffix(ending) for ending in (".safetensors", ".large")]
         found[f"{path.parent.name}/{path.stem}"] = (
             {name: value for name, value in values.items() if not name.endswith("seconds")},
-            tensors.read_bytes() if tensors.exists() else None)
+            *(file.read_bytes() if file.exists() else None for file in tensors))
     return found
 
 
@@ -186,6 +187,25 @@ def test_any_flipped_bit_is_noticed(done, tmp_path):
 # -- Disks ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["original", "oracle"])
+@pytest.mark.parametrize("damage", [cut, empty, flip, lose])
+def test_weights_that_are_not_whole_are_computed_again_when_they_are_needed(kind, damage, done, tmp_path):
+    home = tmp_path / "home"
+    shutil.copytree(done, home)
+    for path in files(home, f"{kind}/*.large"):
+        damage(path)
+    study = open_study(home)
+    few(study, finetune)                                     # rows that are there need no weights
+    assert study.used["computed"] == 0 and len(files(home, f"{kind}/*.large*")) == (0 if damage is lose else 2)
+    relabel = rum.RandomLabel(epochs=1, lr=0.1, batch_size=32)
+    told = f"'{kind}' are here without their weights" if damage is lose else r"\.large is damaged"
+    with pytest.warns(UserWarning, match=f"{told}.*computed again") as said:
+        few(study, relabel)
+    assert len(said) == 2
+    few(open_study(undisturbed := tmp_path / "undisturbed"), finetune, relabel)
+    assert contents(home) == contents(undisturbed)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no disk that is always full")
 def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path):
     study = open_study(tmp_path)
@@ -195,7 +215,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path):
     key = digest_of(who)
     temporary = study.store.path("original", key).with_name(f".{key}.safetensors.{cells._host()}.{os.getpid()}")
     temporary.symlink_to("/dev/full")
-    with pytest.raises(OSError, match=rf"disk that holds {study.store.folder}/original is full.*run again"):
+    with pytest.raises(Stopped, match=rf"disk that holds {study.store.folder}/original is full.*make room.*goes on"):
         few(study, finetune, seeds=(1,))
     assert contents(tmp_path) == before and not files(tmp_path, "*/.*")
     few(open_study(tmp_path), finetune, seeds=(1,))
@@ -255,10 +275,63 @@ def test_a_failing_cell_is_named_the_others_go_on_and_it_is_tried_again(tmp_path
     assert not files(tmp_path, "*/*.failed")
 
 
+# What is no fault of a cell, and what the message says to change.
+HINDRANCES = {
+    "memory of a GPU": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "`workers` of the profile"),
+    "memory of a worker": (MemoryError(), "smaller batches"),
+    "memory, as torch says it": (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "fewer processes"),
+    "a lost device": (torch.AcceleratorError("CUDA error: launch failure"), "the device is lost.*nvidia-smi"),
+    "a lost device, inside": (RuntimeError("cuDNN: CUDA error: an illegal access"), "the device is lost"),
+    "a full disk": (OSError(errno.ENOSPC, "no space left"), "make room")}
+
+
+class Hindered(Remembering):
+    """Cells that need others; that of number 2 cannot be made as long as the file `switch` is there."""
+
+    identity = {"test": "hindered"}
+    problem = None
+
+    @remembered
+    def inner(self, k: int) -> dict:
+        if k == 2 and (self.store.folder.parent / "switch").exists():
+            raise self.problem
+        return {"k": k}
+
+    @remembered
+    def outer(self, k: int) -> dict:
+        return {"twice": 2 * self.inner(k)["k"]}
+
+
+@pytest.mark.parametrize("problem, remedy", HINDRANCES.values(), ids=HINDRANCES)
+@pytest.mark.parametrize("kind", ["inner", "outer"])
+def test_what_is_no_fault_of_a_cell_ends_the_run_and_the_same_command_goes_on(kind, problem, remedy, tmp_path):
+    study, method = Hindered(tmp_path, workers=1, quiet=True), getattr(Hindered, kind)
+    study.problem = problem
+    (tmp_path / "switch").touch()
+    tasks = [(k,) for k in range(5)]
+    with pytest.raises(Stopped, match=rf"inner\(2\): {type(problem).__name__}.*{remedy}.*the same command goes on"):
+        study.ask(method, tasks, "cells")
+    there = sorted(path.suffix for path in tmp_path.glob(f"cells/{kind}/*"))
+    assert there == [".json"] * 2                            # those before; none failed, and none was tried after it
+    (tmp_path / "switch").unlink()
+    again = Hindered(tmp_path, workers=1, quiet=True)
+    assert len(again.ask(method, tasks, "cells")) == 5 and again.used["computed"] == 3 and not again.used["retried"]
+
+
+def test_what_stops_a_worker_stops_them_all(tmp_path, monkeypatch):
+    monkeypatch.setenv("RUM_ENGINE", "loky")
+    study = Hindered(tmp_path, workers=2, quiet=True)
+    study.problem = torch.AcceleratorError("CUDA error: gone")
+    (tmp_path / "switch").touch()
+    with pytest.raises(Stopped, match=r"inner\(2\): AcceleratorError.*the device is lost"):
+        study.ask(Hindered.inner, [(k,) for k in range(400)], "cells")
+    assert not list(tmp_path.glob("cells/*/*.failed")) and len(list(tmp_path.glob("cells/inner/*.json"))) < 300
+
+
 def fragile():
     """A network that cannot be made from seed 1."""
     if torch.initial_seed() == 1:
-        raise MemoryError("no such network")
+        raise KeyError("no such network")
     return rum.mlp(hidden=(8,))
 
 
@@ -343,6 +416,6 @@ def test_a_worker_that_finds_other_code_refuses(tmp_path, monkeypatch):
 def test_weights_survive_the_way_through_a_file(done):
     study = open_study(done)
     key = digest_of(rum.Study.original.identity(study, 0))
-    data = safetensors.torch.load_file(study.store.path("original", key).with_suffix(".safetensors"))
+    data = safetensors.torch.load_file(study.store.path("original", key).with_suffix(".large"))
     fresh = rum.fit(TINY.make_model, study.train, TINY.recipe, seed=0).state_dict()
-    assert all(torch.equal(data[f"weights/{name}"], value) for name, value in fresh.items())
+    assert data.keys() == fresh.keys() and all(torch.equal(data[name], value) for name, value in fresh.items())

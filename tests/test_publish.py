@@ -1,0 +1,346 @@
+"""Pieces of a run, published results, and what is made from them elsewhere: the commands that a GPU run uses, small."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import hypothesis.strategies as st
+import nbformat
+import pytest
+import torch
+from hypothesis import given
+
+import rumlib as rum
+from rumlib import cells, packed
+from rumlib.cells import NotPublished, TimeIsUp
+from rumlib.packed import Packed, about, opened, pack
+from rumlib.paper import main as paper
+from rumlib.publish import main as publishing
+from rumlib.publish import publish, unpack
+
+TINY = replace(
+    rum.profile("smoke"), name="tiny", options=dict(n=150, n_test=60), make_model=partial(rum.mlp, hidden=(8,)),
+    recipe=rum.Recipe(epochs=2, lr=0.1, batch_size=32), score_models=24, fraction=0.5, set_size=10, bands=5,
+    seeds=(0, 1))
+finetune = rum.Finetune(epochs=1, lr=0.1, batch_size=32)
+
+
+@pytest.fixture(autouse=True)
+def serial(monkeypatch):
+    monkeypatch.setenv("RUM_ENGINE", "serial")
+
+
+def open_study(home, profile=TINY):
+    return rum.Study(profile, quiet=True, home=home)
+
+
+def doubled(study, k):
+    return {"twice": 2 * k, "tensors": {"labels": study.train.y[:k]}}
+
+
+def small(study):
+    """All that notebooks ask of a study: rows, scores, forget sets, and a function of their own."""
+    sets = [*study.levels().values(), *study.bands()[:1]]
+    ways = (finetune, rum.RUM(rum.Refine(study.proxy("confidence"), 2), (finetune, rum.Keep())))
+    rows = study.unlearn(rum.Cell(forget, way, seed, {"set": forget.name}) for forget in sets for seed in (0, 1)
+                         for way in ways)
+    rows["entanglement"] = [study.entangled(forget)["entanglement"] for forget in sets for _ in range(4)]
+    right = study.right(0)["tensors"]["train"]
+    return rows, right, [one["twice"] for one in study.remember(doubled, [(k,) for k in range(1, 4)])]
+
+
+# -- Pieces -----------------------------------------------------------------------------------------------------------
+
+
+class Slow(rum.Finetune):
+    """Takes an hour by the clock of the test."""
+
+    def __call__(self, model, forget, retain, *, seed=0, only=None):
+        clock.now += 3600
+        return super().__call__(model, forget, retain, seed=seed, only=only)
+
+
+clock = SimpleNamespace(now=0.0)
+
+
+def test_after_the_time_a_cell_in_progress_is_finished_and_none_is_started(tmp_path, monkeypatch):
+    study = open_study(tmp_path)
+    forget = rum.ForgetSet("mine", study.train.index[:10])
+    study.oracles([forget], range(4))
+    study.originals(range(4))
+    monkeypatch.setattr(cells, "time", SimpleNamespace(time=lambda: clock.now, perf_counter=lambda: clock.now))
+    runs = [rum.Cell(forget, Slow(epochs=1, lr=0.1, batch_size=32), seed) for seed in range(4)]
+    study.until = clock.now + 1.5 * 3600
+    with pytest.raises(TimeIsUp, match=r"2 of 4 unlearning are left.*the same command goes on"):
+        study.unlearn(runs)
+    with pytest.raises(TimeIsUp, match="2 of 2 unlearning are left"):
+        study.unlearn(runs)
+    assert len(list((tmp_path / "runs/tiny/cells/run").glob("*"))) == 2
+    again = open_study(tmp_path)
+    assert len(again.unlearn(runs)) == 4 and again.used["computed"] == 2 and not again.used["failed"]
+
+
+# -- Files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A home where the small study was run, and its cells packed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RUM_ENGINE", "serial")
+        home = tmp_path_factory.mktemp("home")
+        study = open_study(home)
+        rows = small(study)
+        packing(home / "packed", study)
+    return SimpleNamespace(home=home, packed=home / "packed", rows=rows)
+
+
+def finished(study):
+    return [study.store.read(path.parent.name, path.stem) for path in sorted(study.store.folder.glob("*/*.json"))]
+
+
+def packing(folder, study, change=lambda identity: identity):
+    found = [{**cell, "identity": change(cell["identity"])} for cell in finished(study)]
+    return pack(folder, found, {"profile": "tiny", "commit": "c0ffee", "device": "cuda",
+                                "studies": {"tiny": change({"study": study.identity})["study"]}})
+
+
+def test_what_was_packed_comes_back_bit_by_bit(done):
+    study, found = open_study(done.home), Packed(done.packed)
+    there = finished(study)
+    assert len(there) == sum(found.manifest["cells"].values()) == len(list(found)) == 40
+    for cell in there:
+        back = found.find(cell["identity"])
+        values, other = ({k: v for k, v in one["values"].items() if k != "tensors"} for one in (cell, back))
+        assert values == other and {k: back[k] for k in ("identity", "seconds", "made")} == {
+            k: cell[k] for k in ("identity", "seconds", "made")}
+        tensors, others = (one["values"].get("tensors", {}) for one in (cell, back))
+        assert tensors.keys() == others.keys()
+        assert all(t.dtype == others[k].dtype and torch.equal(t, others[k]) for k, t in tensors.items())
+
+
+def test_the_same_cells_give_the_same_bytes_and_no_weights(done, tmp_path):
+    packing(tmp_path, open_study(done.home))
+    written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert written == {path.name: path.read_bytes() for path in done.packed.iterdir()}
+    weights = sum(path.stat().st_size for path in done.home.glob("runs/tiny/cells/*/*.large"))
+    assert not [name for name in Packed(tmp_path)._tensors if "bias" in name or "margin" in name] and weights > 0
+
+
+def test_files_are_cut_at_the_limit_and_old_ones_go(done, tmp_path, monkeypatch):
+    monkeypatch.setattr(packed, "LIMIT", 9_000)
+    manifest = packing(tmp_path, open_study(done.home))
+    assert len(manifest["files"]) >= 6 and all(file["bytes"] <= 9_000 for file in manifest["files"].values())
+    assert len(list(Packed(tmp_path))) == sum(manifest["cells"].values())
+    monkeypatch.undo()
+    assert set(packing(tmp_path, open_study(done.home))["files"]) | {"manifest.json"} == {
+        path.name for path in tmp_path.iterdir()}
+    monkeypatch.setattr(packed, "LIMIT", 1000)
+    with pytest.raises(ValueError, match='of one cell do not fit.*return them under "large"'):
+        packing(tmp_path, open_study(done.home))
+
+
+@given(st.lists(st.booleans(), max_size=40), st.lists(st.integers(-2**40, 2**40), max_size=9), st.integers(0, 3))
+def test_tensors_come_back_whatever_their_size_and_range(bits, numbers, rows):
+    for tensor in (torch.tensor(bits, dtype=torch.bool), torch.tensor(numbers, dtype=torch.int64),
+                   torch.tensor(numbers, dtype=torch.float32), torch.arange(rows * 5).view(rows, 5) % 3 == 0):
+        back = packed._long(packed._short(tensor), str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
+        assert back.dtype == tensor.dtype and torch.equal(back, tensor)
+
+
+def test_a_damaged_or_lost_file_is_named(done, tmp_path):
+    for damage in (lambda path: path.write_bytes(path.read_bytes()[:-1]), Path.unlink):
+        folder = tmp_path / damage.__name__
+        shutil.copytree(done.packed, folder)
+        damage(folder / "tensors-000.safetensors")
+        with pytest.raises(ValueError, match=r"tensors-000.safetensors is damaged or lost"):
+            Packed(folder)
+    with pytest.raises(FileNotFoundError, match=r"no published results in .*make publish"):
+        Packed(tmp_path)
+
+
+def test_two_cells_about_the_same_are_refused(done, tmp_path):
+    study = open_study(done.home)
+    cell = finished(study)[0]
+    twin = {**cell, "identity": {**cell["identity"], "code": "of another time"}}
+    with pytest.raises(ValueError, match="differ in their code alone"):
+        pack(tmp_path, [cell, twin], {"studies": {"tiny": study.identity}})
+
+
+# -- Elsewhere --------------------------------------------------------------------------------------------------------
+
+
+def another(identity):
+    """As other code, on another device, with another torch would have named it."""
+    study = {**identity["study"], "device": "cuda", "dtype": "torch.bfloat16", "torch": "1.0"}
+    return {**identity, "study": study} | ({"code": "other"} if "code" in identity else {})
+
+
+def test_results_of_other_code_and_another_device_give_the_same_rows_and_say_so(done, tmp_path, monkeypatch):
+    packing(tmp_path / "packed", open_study(done.home), another)
+    monkeypatch.setenv("RUM_FROM", str(tmp_path / "packed"))
+    study = open_study(tmp_path / "home")
+    rows, right, twice = small(study)
+    assert rows.equals(done.rows[0]) and torch.equal(right, done.rows[1]) and twice == done.rows[2]
+    assert not list(tmp_path.glob("home/**/*.json")) and study.used["computed"] == 0
+    origin = study.provenance()["published"]
+    assert (origin["commit"], origin["device"]) == ("c0ffee", "cuda")
+    assert {"run: code", "run: study.device", "original: study.torch"} <= set(origin["changed since"])
+
+
+def test_results_of_this_code_say_that_nothing_has_changed(done, monkeypatch):
+    monkeypatch.setenv("RUM_FROM", str(done.packed))
+    opened.cache_clear()
+    study = open_study(done.home)
+    small(study)
+    assert study.provenance()["published"]["changed since"] == []
+
+
+@pytest.mark.parametrize("ask, lacking", [
+    (lambda study: study.original(7), r"kind 'original': the nearest differs in arguments.seed\."),
+    (lambda study: study.unlearn([rum.Cell(study.levels()["low"], replace(finetune, lr=0.3), 0)]),
+     r"kind 'run': the nearest differs in arguments.algorithm.fields.lr\."),
+    (lambda study: study.probed("loss_curvature", 0), r"kind 'probed': they have none of this kind\."),
+    (lambda study: study.model(0), r"the weights of original\(0\) are needed.*without FROM")])
+def test_what_is_lacking_is_named_and_never_computed_or_read_from_a_run(ask, lacking, done, monkeypatch):
+    ask(open_study(done.home))                               # this home has it, computed
+    monkeypatch.setenv("RUM_FROM", str(done.packed))
+    with pytest.raises(NotPublished, match=lacking):
+        ask(open_study(done.home))
+
+
+def test_other_data_are_named(done, tmp_path, monkeypatch):
+    monkeypatch.setenv("RUM_FROM", str(done.packed))
+    with pytest.raises(NotPublished, match=r"the nearest differs in study.data\."):
+        open_study(tmp_path, replace(TINY, options=dict(n=150, n_test=61))).originals([0])
+
+
+def test_what_a_cell_is_about_leaves_out_code_and_not_a_field_of_that_name():
+    fields = {"class": "mine.Kind", "code": "a1", "fields": {"code": 3}}
+    identity = {"what": "run", "code": "b2", "arguments": {"algorithm": [fields]},
+                "study": {"data": ["d"], "model": {"function": "f", "code": "c3", "arguments": "f()"}, "recipe": "r",
+                          "device": "cpu", "dtype": "t", "torch": "2", "format": 1}}
+    assert about(identity) == {
+        "what": "run", "arguments": {"algorithm": [{"class": "mine.Kind", "fields": {"code": 3}}]},
+        "study": {"data": ["d"], "model": {"function": "f", "arguments": "f()"}, "recipe": "r"}}
+
+
+# -- The commands -----------------------------------------------------------------------------------------------------
+
+LIVE = "import rumlib as rum\nrum.fit(rum.profile(profile).make_model, rum.Study(profile).train, rum.Recipe(epochs=1))"
+ASKS = """
+import rumlib as rum
+from rumlib import plots
+study = rum.Study(profile, seeds=seeds, quiet=quiet)
+low = study.levels()["low"]
+def counted(study, c):
+    return {"images": int((study.train.y == c).sum())}
+rows = study.unlearn(rum.Cell(low, rum.Finetune(epochs=1, lr=0.1), seed, {"way": "FT"}) for seed in study.profile.seeds)
+rows["images"] = [one["images"] for one in study.remember(counted, [(c,) for c in range(len(rows))])]
+classes = rum.Study(study.profile.for_classes(), seeds=seeds, quiet=quiet)
+classes.originals([0])
+ax = plots.dots(rum.summarise(rows.assign(all=""), ["way", "all"], "tow"), "way", "all")
+plots.save(ax, "rows", study.figures, table=rows, provenance=study.provenance())
+"""
+LAST = "from rumlib.study import Study\nprint((Study(profile).figures / 'rows.csv').read_text())"
+
+
+def make_paper(home, *arguments):
+    """What `make paper` calls."""
+    return subprocess.run([sys.executable, "-m", "rumlib.paper", *arguments], capture_output=True, text=True,
+                          env={**os.environ, "RUM_HOME": str(home), "PYTHONPATH": str(Path(rum.__file__).parents[1])})
+
+
+def write_notebooks(home):
+    (home / "notebooks").mkdir(parents=True)
+    for name, source in (("00_live", LIVE), ("01_asks", ASKS), ("02_last", LAST)):
+        first = nbformat.v4.new_code_cell("profile = 'smoke'\nseeds = None\nquiet = True")
+        first.metadata["tags"] = ["parameters", "live"] if source is LIVE else ["parameters"]
+        made = nbformat.v4.new_notebook(cells=[first, nbformat.v4.new_code_cell(source)], metadata={
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+        nbformat.write(made, home / "notebooks" / f"{name}.ipynb")
+
+
+def notebooks(home):
+    return sorted(path.name for path in (home / "runs/smoke").glob("*.ipynb"))
+
+
+@pytest.mark.notebook
+def test_a_run_in_pieces_is_published_and_made_again_elsewhere_and_goes_on_elsewhere(tmp_path):
+    """Pieces, publish, figures from what was published in an empty home, and a run that goes on from it."""
+    gpu, laptop, next_ = tmp_path / "gpu", tmp_path / "laptop", tmp_path / "next"
+    for home in (gpu, laptop, next_):
+        write_notebooks(home)
+
+    piece = make_paper(gpu, "smoke", "", "0")
+    assert piece.returncode == 75, piece.stderr
+    assert "smoke 01_asks: the time is up; 1 of 1 subset models are left" in piece.stderr
+    assert "smoke: 0 cells done; of those asked for so far 1 are left" in piece.stdout
+    assert notebooks(gpu) == ["01_asks.unfinished.ipynb"] and not list(gpu.glob("runs/smoke/cells/*/*.json"))
+    piece = make_paper(gpu, "smoke", "", "30")
+    assert piece.returncode == 0, piece.stderr
+    assert "Left out, as they train models themselves: 00_live" in piece.stdout
+    assert notebooks(gpu) == ["01_asks.ipynb", "02_last.ipynb"]
+
+    results, manifest, missing = publish("smoke", gpu)
+    assert results == gpu / "figures/smoke/results" and missing == 0
+    assert manifest == json.loads((results / "manifest.json").read_text())
+    assert manifest["cells"] == {"bank": 1, "given": 2, "oracle": 2, "original": 3, "run": 2}
+    study = rum.Study("smoke", home=gpu)
+    assert manifest["labels"]["smoke"] == [rum.label_hash(study.train.y), rum.label_hash(study.test.y)]
+    assert set(manifest["studies"]) == {"smoke", "smoke-classes"} and {"commit", "dirty", "device"} <= set(manifest)
+
+    again = make_paper(laptop, "smoke", "", "", str(results))
+    assert again.returncode == 0, again.stderr
+    assert (laptop / "figures/smoke/rows.csv").read_bytes() == (gpu / "figures/smoke/rows.csv").read_bytes()
+    assert notebooks(laptop) == notebooks(gpu) and not list(laptop.glob("runs/*/cells"))
+    origin = json.loads((laptop / "figures/smoke/rows.json").read_text())["published"]
+    assert origin["commit"] == manifest["commit"] and origin["changed since"] == []
+
+    assert unpack("smoke", results, next_) == (10, 10)
+    for path in next_.glob("runs/smoke/cells/run/*.json"):
+        path.unlink()
+    went_on = make_paper(next_, "smoke", "", "30")
+    assert went_on.returncode == 0, went_on.stderr
+    cells_ = json.loads((next_ / "figures/smoke/rows.json").read_text())["cells"]
+    assert (cells_["computed"], cells_["read back"]) == (2, 1 + 2 + 2 + 2)
+    tows = [[line.split(",")[3] for line in (home / "figures/smoke/rows.csv").read_text().splitlines()]
+            for home in (gpu, next_)]
+    assert tows[0] == tows[1]
+
+
+@pytest.mark.parametrize("command, arguments, words", [
+    (paper, ("smoke", "", "soon"), "MINUTES must be a number, as in MINUTES=8; got 'soon'"),
+    (paper, ("smoke", "", "8", "results"), "with FROM nothing is: give one of them"),
+    (paper, ("smoke", "", "", "nowhere"), "no published results in nowhere"),
+    (publishing, ("smoke",), "nothing is finished that could be published: make paper PROFILE=smoke"),
+    (publishing, ("smoke", "nowhere"), "no published results in nowhere")])
+def test_what_cannot_be_done_is_said(command, arguments, words, tmp_path, monkeypatch):
+    monkeypatch.setenv("RUM_HOME", str(tmp_path))
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        command(*arguments)
+
+
+def test_results_of_another_profile_are_not_unpacked(done, tmp_path):
+    with pytest.raises(ValueError, match="are of profile 'tiny', not 'smoke'"):
+        unpack("smoke", done.packed, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_commands_say_what_they_did(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RUM_HOME", str(tmp_path))
+    rum.Study("smoke", quiet=True).originals([0])
+    publishing("smoke")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1:] for line in lines[:2]] == [
+        ["MiB", f"{tmp_path}/figures/smoke/results/{name}"] for name in ("cells-000.jsonl", "tensors-000.safetensors")]
+    assert lines[2].startswith("1 cells, ")
+    publishing("smoke", f"{tmp_path}/figures/smoke/results")
+    said = capsys.readouterr().out
+    assert "0 cells unpacked into" in said and "ask for 1, and the others are stale" in said
