@@ -338,7 +338,7 @@ class Study(Remembering):
             reference = self.retrained(union(forgets[:k + 1]), seed)[1]
             rows.append({"request": k + 1, "renewed": request.renewed, "examples": examples, **asdict(found),
                          **tow_between(found, reference), "oracle_test": reference.test})
-        return {"rows": rows}
+        return {"rows": rows, "tensors": {f"forget {k + 1}": forget.index for k, forget in enumerate(forgets)}}
 
     def _unlearned(self, forget: ForgetSet, algorithm: Callable, seed: int) -> tuple[nn.Module, RUM | None]:
         """The unlearned model, and the RUM that an algorithm has chosen, if it chooses. Where a step of a RUM fails,
