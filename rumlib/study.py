@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from rumlib import engine
 from rumlib.algorithms import Keep, Retrain
 from rumlib.cells import FORMAT, Failure, Remembering, digest_of, factory, identify, notebook, remembered
-from rumlib.data import Examples, digest, load
+from rumlib.data import Examples, digest, load, source
 from rumlib.metrics import (
     Evaluation,
     accuracies,
@@ -643,7 +643,8 @@ class Study(Remembering):
             "dirty": bool(_git(package, "status", "--porcelain", "--", ".", "../notebooks", "../requirements.lock")),
             "code": self.codes(),
             "lock": hashlib.sha256(lock.read_bytes()).hexdigest()[:16] if lock.exists() else None,
-            "data": {"name": self.profile.data, "train": self.train.digest, "test": self.test.digest},
+            "data": {"name": source(self.profile.data, root=self.profile.options.get("root")),
+                     "train": self.train.digest, "test": self.test.digest},
             "forget sets": dict(self.splits),
             "seeds": list(self.profile.seeds),
             "tuning seeds": list(self.profile.tuning_seeds),
