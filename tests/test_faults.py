@@ -134,7 +134,7 @@ def elsewhere(call):
 
 
 @pytest.mark.parametrize("which, kills", [
-    ("serial", 20), ("loky", 5), pytest.param("laptop", 20, marks=pytest.mark.slow)])
+    ("serial", 20), ("loky", 3), pytest.param("laptop", 20, marks=pytest.mark.slow)])
 def test_killed_and_damaged_it_completes_with_the_same_results(which, kills, tmp_path, monkeypatch):
     """SIGKILL at random moments, then 5 random finished files corrupted, then once through."""
     monkeypatch.setenv("RUM_ENGINE", "serial" if which == "serial" else "loky")
