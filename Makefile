@@ -1,7 +1,7 @@
 # make paper   run the whole study: executed notebooks in runs/$(PROFILE)/, tables and figures in figures/$(PROFILE)/
 # make grid    the same for each of several profiles and numbers of seeds: make grid PROFILES="smoke laptop" SEEDS="2 4"
 # make test    ruff, unit, property and parity tests, every notebook at the smoke profile, nbval over the kept outputs
-#              (pytest -m slow: the study of the laptop profile, killed twenty times)
+#              (python -m pytest -m slow: a study of the laptop profile, killed twenty times)
 # make lab     open the notebooks in JupyterLab
 # make site    the executed notebooks as web pages in site/
 # make bench   what the project claims about speed, as ratios in one run, into figures/bench/

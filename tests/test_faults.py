@@ -31,7 +31,7 @@ TINY = replace(
 finetune = rum.Finetune(epochs=1, lr=0.1, batch_size=32)
 ALGORITHMS = {"FT": finetune, "NG+": rum.NegGradPlus(epochs=1, lr=0.05, batch_size=32),
               "RUM": rum.RUM(rum.Shuffled(2), (finetune, rum.Keep()))}
-LAPTOP = rum.profile("laptop")
+LAPTOP = replace(rum.profile("laptop"), seeds=(0, 1, 2))
 STUDIES = {"serial": (TINY, ALGORITHMS), "loky": (replace(TINY, workers=2), ALGORITHMS),
            "laptop": (LAPTOP, {name: rum.vary(algorithm, epochs=3, lr=0.05)
                                for name, algorithm in LAPTOP.algorithms.items()})}
