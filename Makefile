@@ -5,6 +5,7 @@
 # make unpack  put the published cells FROM=... among the finished ones of PROFILE, to go on on another machine
 # make grid    the same for each of several profiles and numbers of seeds: make grid PROFILES="smoke laptop" SEEDS="2 4"
 # make test    ruff, unit, property and parity tests, every notebook at the smoke profile, nbval over the kept outputs
+#              (python -m pytest -m slow: a study of the laptop profile, killed twenty times)
 # make lab     open the notebooks in JupyterLab
 # make site    the executed notebooks as web pages in site/
 # make bench   what the project claims about speed, as ratios in one run, into figures/bench/; with ROWS="feeding" those
@@ -42,6 +43,11 @@ endif
 # Parallel work is done by processes. Two processes of two threads each on two cores can be a hundred times slower.
 export OMP_NUM_THREADS ?= 1
 
+# Two at a time, a file by one process; the last notebook gathers what the others have written.
+TWO := -n 2 --dist loadfile
+NBVAL = RUM_FIGURES=$(CURDIR)/runs/figures $(PYTHON) -m pytest --nbval-lax --nbval-sanitize-with tests/nbval.cfg \
+    --nbval-cell-timeout 1200
+
 paper: $(READY)
 	@$(PYTHON) -m rumlib.paper $(PROFILE) "" "$(MINUTES)" "$(FROM)"
 
@@ -56,9 +62,9 @@ grid: $(READY)
 
 test: $(READY)
 	$(PYTHON) -m ruff check .
-	$(PYTHON) -m pytest tests
-	RUM_FIGURES=$(CURDIR)/runs/figures \
-	    $(PYTHON) -m pytest --nbval-lax --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 1200 $(NOTEBOOKS)
+	$(PYTHON) -m pytest $(TWO) tests
+	$(NBVAL) $(TWO) $(filter-out $(lastword $(NOTEBOOKS)),$(NOTEBOOKS))
+	$(NBVAL) $(lastword $(NOTEBOOKS))
 
 lab: $(READY)
 	$(PYTHON) -m jupyterlab notebooks

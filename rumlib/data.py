@@ -193,16 +193,37 @@ def load(name: str, *, root: str | Path | None = None, download: bool = False, c
                          f"folder with train/<class>/* and test/<class>/*")
     if name not in DATASETS:
         return _folder(Path(name), "train", n=n, **select), _folder(Path(name), "test", n=n_test, **select)
-    root = Path(root or os.environ.get("RUM_DATA") or "data")
-    parquet = [folder for folder in (root / name, root) if (folder / "train.parquet").exists()]
-    if name == "cifar10" and parquet:
-        return (_parquet(parquet[0] / "train.parquet", n=n, **select),
-                _parquet(parquet[0] / "test.parquet", n=n_test, **select))
+    folder = _in_parquet(name, root)
+    if folder is not None:
+        return (_parquet(folder / "train.parquet", n=n, **select),
+                _parquet(folder / "test.parquet", n=n_test, **select))
     if name == "tiny_imagenet":
-        (read_train, *of_train), (read_test, *of_test) = _tiny_imagenet(root)
+        (read_train, *of_train), (read_test, *of_test) = _tiny_imagenet(_root(root))
         return _chosen(read_train, *of_train, n=n, **select), _chosen(read_test, *of_test, n=n_test, **select)
-    train, test = _torchvision(name, root, download)
+    train, test = _torchvision(name, _root(root), download)
     return _part(train, n=n, **select), _part(test, n=n_test, **select)
+
+
+def source(name: str, *, root: str | Path | None = None) -> str:
+    """What results on the data that `load` would read are to be called: the name of the data set, "CIFAR-10 (JPEG)"
+    where its images have been through a code that loses detail."""
+    import pyarrow.parquet
+
+    folder = _in_parquet(name, root)
+    if folder is None:
+        return name
+    first = next(pyarrow.parquet.ParquetFile(folder / "train.parquet").iter_batches(1, columns=["img"]))
+    return "CIFAR-10 (JPEG)" if first["img"][0].as_py()["bytes"].startswith(b"\xff\xd8") else name
+
+
+def _root(root: str | Path | None) -> Path:
+    return Path(root or os.environ.get("RUM_DATA") or "data")
+
+
+def _in_parquet(name: str, root: str | Path | None) -> Path | None:
+    """The folder with the data set as Parquet files, if there is one."""
+    found = [folder for folder in (_root(root) / name, _root(root)) if (folder / "train.parquet").exists()]
+    return found[0] if name == "cifar10" and found else None
 
 
 def from_dataset(dataset, *, limit: float = 4e9, index: Tensor | None = None) -> Examples:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from rumlib import engine
 from rumlib.algorithms import Keep, Retrain
 from rumlib.cells import FORMAT, Failure, Remembering, digest_of, factory, identify, notebook, remembered
-from rumlib.data import Examples, digest, load
+from rumlib.data import Examples, digest, load, source
 from rumlib.device import pick
 from rumlib.metrics import (
     Evaluation,
@@ -376,7 +376,7 @@ class Study(Remembering):
             reference = self.reference(union(forgets[:k + 1]), seed)
             rows.append({"request": k + 1, "renewed": request.renewed, "examples": examples, **asdict(found),
                          **tow_between(found, reference), "oracle_test": reference.test})
-        return {"rows": rows}
+        return {"rows": rows, "tensors": {f"forget {k + 1}": forget.index for k, forget in enumerate(forgets)}}
 
     def _unlearned(self, forget: ForgetSet, algorithm: Callable, seed: int) -> tuple[nn.Module, RUM | None]:
         """The unlearned model, and the RUM that an algorithm has chosen, if it chooses. Where a step of a RUM fails,
@@ -700,7 +700,8 @@ class Study(Remembering):
             "dirty": bool(_git(package, "status", "--porcelain", "--", ".", "../notebooks", "../requirements.lock")),
             "code": self.codes(),
             "lock": hashlib.sha256(lock.read_bytes()).hexdigest()[:16] if lock.exists() else None,
-            "data": {"name": self.profile.data, "train": self.train.digest, "test": self.test.digest},
+            "data": {"name": source(self.profile.data, root=self.profile.options.get("root")),
+                     "train": self.train.digest, "test": self.test.digest},
             "forget sets": dict(self.splits),
             "seeds": list(self.profile.seeds),
             "tuning seeds": list(self.profile.tuning_seeds),

@@ -27,6 +27,7 @@ from torch import Tensor
 from rumlib import engine
 from rumlib.cells import differences, digest_of, factory, here, parse
 from rumlib.code import PACKAGE
+from rumlib.scores import TRACED, Score
 from rumlib.status import survey
 from rumlib.study import ForgetSet, Study
 
@@ -42,7 +43,7 @@ def verify(study: Study, *, sample: int = 12, seed: int = 0) -> pd.DataFrame:
     tolerance", "differs", "not made again") and what was found.
 
     The sample is drawn from the finished cells, all kinds in turn. A cell with an argument that is not on file (a
-    user's own algorithm or score) cannot be made again from here; its notebook can do that.
+    user's own algorithm or score, held-out examples) cannot be made again from here; its notebook can do that.
     """
     cells = survey(study)
     cells = cells[cells["state"] == "done"]
@@ -75,38 +76,43 @@ def draw(cells: pd.DataFrame, sample: int, seed: int) -> list[tuple[str, str]]:
 
 
 def things(study: Study, cells: pd.DataFrame) -> dict[str, object]:
-    """What is named by its hash in identities and is on file: forget sets, with their oracles, and the score."""
-    found = {}
-    for key in cells[cells["kind"] == "oracle"]["key"]:
-        cell = study.store.read("oracle", key)
-        if cell is not None:
-            forget = ForgetSet("of its oracle", cell["values"]["tensors"]["forget"])
-            found[forget.digest] = forget
-    if (cells["kind"] == "bank").any():
-        with study.within():
-            found[study.score.digest] = study.score
-    return found
+    """What is named by its hash in identities and can be had from what is on file: the data, forget sets, and scores
+    (memorization, proxies, and what is planted in the data)."""
+    found = [study.train, study.test, *(Score(name, values, study.train.index)
+                                        for name, values in study.train.info.items())]
+    for kind, key in zip(cells["kind"], cells["key"], strict=True):
+        if kind in ("oracle", "requests") and (cell := study.store.read(kind, key)):
+            found += [ForgetSet(name, index) for name, index in cell["values"]["tensors"].items()
+                      if name.startswith("forget")]
+    with study.within():
+        if (cells["kind"] == "bank").any():
+            found.append(study.score)
+        for kind in ("original", "probed"):
+            for key in cells[cells["kind"] == kind]["key"]:
+                asked = parse(study.store.path(kind, key).read_bytes(), key)["identity"]["arguments"]
+                found += [study.proxy(name, asked["seed"]) for name in ([asked["name"]] if "name" in asked else TRACED)]
+    return {thing.digest: thing for thing in found}
 
 
 def rebuilt(study: Study, kind: str, identity: Mapping, known: Mapping[str, object]) -> tuple:
     """The arguments of a cell, from its identity. Raises LookupError for what is not on file. Only classes of this
     package are made, from plain fields: what a file says is not executed."""
     method = getattr(type(study), kind)
-    arguments = tuple(_built(identity["arguments"][name], study, known) for name in method.names)
+    arguments = tuple(_built(identity["arguments"][name], study, known, name) for name in method.names)
     differ = differences(method.identity(study, *arguments), identity)
     if differ:
         raise LookupError(f"another {', '.join(differ)}")
     return arguments
 
 
-def _built(value, study: Study, known: Mapping[str, object]):
+def _built(value, study: Study, known: Mapping[str, object], where: str):
     if isinstance(value, list):
-        return tuple(_built(v, study, known) for v in value)
+        return tuple(_built(v, study, known, where) for v in value)
     if not isinstance(value, dict):
         return value
     if "digest" in value:
         if value["digest"] not in known:
-            raise LookupError(f"what hashes to {value['digest']} is not on file")
+            raise LookupError(f"{where}, which hashes to {value['digest']}, is not on file")
         return known[value["digest"]]
     for make_model in (study.profile.make_model, study.profile.scored_by.make_model):
         if value == factory(make_model):
@@ -116,7 +122,7 @@ def _built(value, study: Study, known: Mapping[str, object]):
     kind = getattr(importlib.import_module(home), own) if name.startswith("rumlib.") and name in PACKAGE else None
     if not (is_dataclass(kind) and isinstance(kind, type)):
         raise LookupError(f"{name} does not come with rumlib")
-    return kind(**{field: _built(v, study, known) for field, v in value["fields"].items()})
+    return kind(**{field: _built(v, study, known, f"{where}.{field}") for field, v in value["fields"].items()})
 
 
 def _again(study: Study, kind: str, arguments: tuple) -> dict | str:

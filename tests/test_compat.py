@@ -123,7 +123,8 @@ def test_symmetric_kl_by_numpy(seed):
 def test_curvature(toy):
     model, _, retain = toy
     found = curvature(model, retain.x[:3], retain.y[:3], step=0.01)
-    assert found.tolist() == [near(4.47850e-4), near(2.637857e-3), near(1.180083e-3)]
+    # the difference of two nearly equal gradients: in float32 its fourth digit depends on the processor
+    assert found.tolist() == pytest.approx([4.47850e-4, 2.637857e-3, 1.180083e-3], rel=2e-4)
 
 
 @seeds

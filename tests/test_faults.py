@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,10 @@ TINY = replace(
 finetune = rum.Finetune(epochs=1, lr=0.1, batch_size=32)
 ALGORITHMS = {"FT": finetune, "NG+": rum.NegGradPlus(epochs=1, lr=0.05, batch_size=32),
               "RUM": rum.RUM(rum.Shuffled(2), (finetune, rum.Keep()))}
+LAPTOP = replace(rum.profile("laptop"), seeds=(0, 1, 2))
+STUDIES = {"serial": (TINY, ALGORITHMS), "loky": (replace(TINY, workers=2), ALGORITHMS),
+           "laptop": (LAPTOP, {name: rum.vary(algorithm, epochs=3, lr=0.05)
+                               for name, algorithm in LAPTOP.algorithms.items()})}
 
 
 @pytest.fixture(autouse=True)
@@ -42,11 +47,12 @@ def open_study(home, profile=TINY):
     return rum.Study(profile, quiet=True, home=home)
 
 
-def small(home, profile=TINY):
-    """The rows of a small study: a bank, 3 originals, 12 oracles, 36 runs."""
+def rows_of(which, home):
+    """The rows of a study; of a small one: a bank, 3 originals, 12 oracles, 36 runs."""
+    profile, algorithms = STUDIES[which]
     study = open_study(home, profile)
     rows = study.unlearn(rum.Cell(forget, algorithm, seed, {"level": level, "algorithm": name})
-                         for level, forget in study.levels().items() for name, algorithm in ALGORITHMS.items()
+                         for level, forget in study.levels().items() for name, algorithm in algorithms.items()
                          for seed in study.profile.seeds)
     return rows.drop(columns="seconds")
 
@@ -57,7 +63,7 @@ def few(study, *algorithms, seeds=(0, 1)):
 
 
 def files(home, pattern):
-    return sorted((home / "runs" / "tiny" / "cells").glob(pattern))
+    return sorted((home / "runs").glob(f"*/cells/{pattern}"))
 
 
 def contents(home):
@@ -75,23 +81,46 @@ def contents(home):
 # -- Killed at any moment ---------------------------------------------------------------------------------------------
 
 
-def harass(home, undisturbed):
-    """Run the small study once undisturbed; then start it again and again elsewhere, and kill it at random moments, at
-    least 20 times and until it has finished something. In a process of its own, which forks once all is imported."""
-    rum.load("digits")
-    chance, kills, home = random.Random(0), 0, Path(home)
-    began = time.perf_counter()
-    small(undisturbed)
-    taken = time.perf_counter() - began
-    while kills < 20 or len(finished(home)) < 10:
+def harass(which, kills, home, undisturbed):
+    """Run the study once undisturbed; then start it again and again elsewhere, and kill it at random moments, so often
+    and until it has finished something. In a process of its own, which forks once all is imported."""
+    def start(home):
         child = os.fork()
         if not child:
-            small(home)
+            os.setpgid(0, 0)                                 # with the workers that it will start
+            rows_of(which, home)
             os._exit(0)
-        time.sleep(chance.uniform(0, taken / 6))
-        os.kill(child, signal.SIGKILL)
-        kills += os.waitpid(child, 0)[1] == signal.SIGKILL
-    print(kills)
+        return child
+
+    def over(child):
+        return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def end_all():
+        for child in started:
+            with suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
+
+    rum.load("digits")
+    chance, killed, home = random.Random(0), 0, Path(home)
+    began = time.perf_counter()
+    started = [start(undisturbed)]
+    os.waitpid(started[0], 0)
+    taken = time.perf_counter() - began
+    while killed < kills or len(finished(home)) < 10:
+        there, child = len(finished(home)), start(home)
+        started.append(child)
+        while chance.random() < 0.99 and len(finished(home)) == there and not over(child):
+            time.sleep(0.05)                                 # until it has got to work, mostly
+        time.sleep(chance.uniform(0, 1.5 * taken / kills))
+        if over(child):                                      # the whole study, so quickly: once more from the beginning
+            end_all()
+            shutil.rmtree(home)
+        elif chance.random() < 0.5:
+            end_all()
+        os.kill(child, signal.SIGKILL)                       # or alone: its workers go on, beside those of the next
+        killed += os.waitpid(child, 0)[1] == signal.SIGKILL
+    end_all()
+    print(killed)
 
 
 def finished(home):
@@ -105,20 +134,23 @@ def elsewhere(call):
                             env={**os.environ, "PYTHONPATH": f"{Path(rum.__file__).parents[1]}"})
 
 
-def test_killed_and_damaged_it_completes_with_the_same_results(tmp_path):
-    """SIGKILL at 20 random moments, then 5 random finished files corrupted, then once through."""
+@pytest.mark.parametrize("which, kills", [
+    ("serial", 20), ("loky", 3), pytest.param("laptop", 20, marks=pytest.mark.slow)])
+def test_killed_and_damaged_it_completes_with_the_same_results(which, kills, tmp_path, monkeypatch):
+    """SIGKILL at random moments, then 5 random finished files corrupted, then once through."""
+    monkeypatch.setenv("RUM_ENGINE", "serial" if which == "serial" else "loky")
     home, undisturbed = tmp_path / "home", tmp_path / "undisturbed"
-    kills, _ = elsewhere(f"harass({str(home)!r}, {str(undisturbed)!r})").communicate()
-    assert int(kills) >= 20
+    killed, _ = elsewhere(f"harass({which!r}, {kills}, {str(home)!r}, {str(undisturbed)!r})").communicate()
+    assert int(killed) >= kills
     damaged = random.Random(0).sample(finished(home), 5)
     for path, damage in zip(damaged, (cut, empty, flip, flip, flip), strict=True):
         damage(path)
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        rows = small(home)
+        rows = rows_of(which, home)
     assert len({path.stem for path in damaged}) == len([w for w in said if "damaged" in str(w.message)])
-    pd.testing.assert_frame_equal(rows, small(undisturbed), check_exact=True)
+    pd.testing.assert_frame_equal(rows, rows_of(which, undisturbed), check_exact=True)
     assert contents(home) == contents(undisturbed)
     assert not files(home, "*/.*") and not files(home, "*/*.failed")
 

@@ -31,11 +31,12 @@ def paper(home, *arguments):
 def home(tmp_path):
     """Two notebooks that train an original model for each seed; the last one counts what the other has written."""
     (tmp_path / "notebooks").mkdir()
-    train = "import rumlib as rum\nstudy = rum.Study(profile, seeds=seeds, quiet=quiet)\n"
-    write = ("study.originals(study.profile.seeds)\nstudy.figures.mkdir(parents=True, exist_ok=True)\n"
+    train = ("import rumlib as rum\nstudy = rum.Study(profile, seeds=seeds, quiet=quiet)\n"
+             "study.originals(study.profile.seeds)\nstudy.figures.mkdir(parents=True, exist_ok=True)\n"
              "(study.figures / 'used.txt').write_text(str(len(study.profile.seeds)))")
-    count = "(study.figures / 'last.txt').write_text((study.figures / 'used.txt').read_text())"
-    for name, cell in (("00_one", train + write), ("01_last", train + count)):
+    count = ("import os\nfrom pathlib import Path\nfolder = Path(os.environ['RUM_FIGURES']) / profile\n"
+             "(folder / 'last.txt').write_text((folder / 'used.txt').read_text())")
+    for name, cell in (("00_one", train), ("01_last", count)):
         notebook(tmp_path / "notebooks" / f"{name}.ipynb", cell, profile="smoke", seeds=None, quiet=True)
     return tmp_path
 
@@ -60,18 +61,22 @@ def test_a_grid_is_every_profile_with_every_number_of_seeds(home):
 
 
 @pytest.mark.notebook
-def test_a_run_on_a_cluster_starts_one_for_all_notebooks(home, monkeypatch):
+def test_a_run_on_a_cluster_starts_one_for_all_notebooks_and_each_has_its_own_list(home, monkeypatch):
     monkeypatch.setenv("RUM_ENGINE", "dask")
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
+    seeds = {"00_one": 0, "01_last": 1}
     for path in (home / "notebooks").glob("*.ipynb"):
         notebook(path, "import os\nfrom pathlib import Path\nimport rumlib as rum\nfrom rumlib.study import find_home\n"
-                       "study = rum.Study(profile, quiet=True)\nstudy.originals([0])\n"
+                       f"study = rum.Study(profile, quiet=True)\nstudy.originals([{seeds[path.stem]}])\n"
                        f"(find_home() / '{path.stem}.txt').write_text(os.environ['DASK_SCHEDULER_ADDRESS'])",
                  profile="smoke", seeds=None, quiet=True)
     done = paper(home, "smoke")
     assert done.returncode == 0, done.stderr
     assert (home / "00_one.txt").read_text() == (home / "01_last.txt").read_text()
-    assert len(list((home / "runs/smoke/cells/original").glob("*.json"))) == 1
+    asked = {path.stem: json.loads(path.read_text())["cells"] for path in (home / "runs/smoke/asked").glob("*")}
+    study = rum.Study("smoke", home=home)
+    assert asked == {name: [["original", digest_of(rum.Study.original.identity(study, seed))]]
+                     for name, seed in seeds.items()}
 
 
 @pytest.mark.parametrize("arguments, words", [

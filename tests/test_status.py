@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import nbformat
 import pytest
 
 import rumlib as rum
@@ -200,22 +199,3 @@ def test_a_notebook_is_named_by_whoever_runs_it(monkeypatch):
     assert notebook() == "mine"
     monkeypatch.setenv("RUM_NOTEBOOK", "03_factors")
     assert notebook() == "03_factors"
-
-
-@pytest.mark.notebook
-def test_each_notebook_of_make_paper_has_its_own_list(tmp_path):
-    """Executed side by side, as `make paper` does it."""
-    (tmp_path / "notebooks").mkdir()
-    for name, seed in (("00_one", 0), ("01_two", 1)):
-        cell = f"import rumlib as rum\nrum.Study('smoke', quiet=True).originals([{seed}])"
-        made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)], metadata={
-            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
-        nbformat.write(made, tmp_path / "notebooks" / f"{name}.ipynb")
-    home = {"RUM_HOME": str(tmp_path), "PYTHONPATH": str(Path(rum.__file__).parents[1])}
-    run = subprocess.run([sys.executable, "-m", "rumlib.paper", "smoke"], capture_output=True, text=True,
-                         env={**os.environ, **home})
-    assert run.returncode == 0, run.stderr
-    asked = {path.stem: json.loads(path.read_text())["cells"] for path in (tmp_path / "runs/smoke/asked").glob("*")}
-    study = rum.Study("smoke", home=tmp_path)
-    assert asked == {name: [["original", digest_of(rum.Study.original.identity(study, seed))]]
-                     for name, seed in (("00_one", 0), ("01_two", 1))}

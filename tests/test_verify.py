@@ -36,7 +36,8 @@ def opened(home):
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """A home, and the provenance of a figure made there: a bank, probes, two originals and oracles, 12 runs."""
+    """A home, and the provenance of a figure made there: a bank, probes, two originals, four oracles, 18 runs, and a
+    stream of two requests in three ways."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RUM_ENGINE", "serial")
         patch.setenv("RUM_NOTEBOOK", "notebook")
@@ -46,7 +47,13 @@ def done(tmp_path_factory):
                       rum.RUM(rum.Refine(study.score, 2), (rum.Retrain(TINY.make_model, TINY.recipe), rum.Keep()),
                               order=(1, 0)), rum.RUM(rum.Shuffled(2), (relabel, rum.L1Sparse(epochs=1))))
         study.unlearn(rum.Cell(study.levels()["mix"], algorithm, seed) for algorithm in algorithms for seed in (0, 1))
-        study.proxy("loss_curvature")
+        scores = [study.proxy("loss_curvature"), study.proxy("entropy", 1),
+                  rum.Score("planted", study.train.info["noise"], study.train.index)]
+        study.unlearn(rum.Cell(study.levels()["mix"], rum.RUM(rum.Refine(score, 2), (relabel, rum.Keep())), seed)
+                      for score in scores for seed in (0, 1))
+        requests = [rum.ForgetSet(f"{k}", study.train.index[k:k + 5]) for k in (0, 5)]
+        ways = {"never": None, "every": 1, "judged": (rum.Memorized(study.score), 2.0)}
+        study.stream(requests, {way: (relabel, renew) for way, renew in ways.items()}, [0])
         return home, json.loads(json.dumps(study.provenance()))
 
 
@@ -79,8 +86,8 @@ def test_every_cell_comes_out_as_it_is_on_file(home):
     before = sorted(home.rglob("*"))
     found = verify(opened(home), sample=100)
     kinds = found.groupby("kind")["verdict"].value_counts().to_dict()
-    assert kinds == {("bank", "equal"): 1, ("original", "equal"): 2, ("oracle", "equal"): 2, ("probed", "equal"): 1,
-                     ("run", "equal"): 10, ("run", "not made again"): 2}
+    assert kinds == {("bank", "equal"): 1, ("original", "equal"): 2, ("oracle", "equal"): 4, ("probed", "equal"): 1,
+                     ("requests", "equal"): 3, ("run", "equal"): 16, ("run", "not made again"): 2}
     assert set(found[found["verdict"] == "not made again"]["found"]) == {"test_verify.Mine does not come with rumlib"}
     assert sorted(home.rglob("*")) == before                 # nothing is written
 
@@ -142,12 +149,16 @@ def test_a_file_cannot_make_anything_but_a_dataclass_of_the_package(name, home):
         rebuilt(study, "run", cell["identity"], things(study, survey(study)))
 
 
-def test_a_cell_of_something_that_is_not_on_file_is_not_made_again(home):
+def test_a_cell_of_something_that_is_not_on_file_is_named_and_not_made_again(home):
     study = opened(home)
-    strange = rum.RUM(rum.Refine(rum.Score("mine", torch.arange(150.0), study.train.index), 2), (rum.Keep(), finetune))
-    study.unlearn([rum.Cell(study.levels()["mix"], strange, 0)])
-    found = verify(opened(home), sample=100)["found"]
-    assert found.str.contains(f"what hashes to {strange.refine.score.digest} is not on file").sum() == 1
+    score, held_out = rum.Score("mine", torch.arange(150.0), study.train.index), study.test[::2]
+    refine = rum.Refine(score, 2)
+    judged = rum.AutoRUM(rum.Refine(study.score, 2), (relabel,), rum.HeldOut(held_out))
+    study.unlearn(rum.Cell(study.levels()["mix"], strange, 0)
+                  for strange in (rum.RUM(refine, (rum.Keep(), finetune)), judged))
+    found = set(verify(opened(home), sample=100)["found"])
+    assert f"algorithm.refine.score, which hashes to {score.digest}, is not on file" in found
+    assert f"algorithm.judge.validation, which hashes to {held_out.digest}, is not on file" in found
 
 
 # -- Figures ----------------------------------------------------------------------------------------------------------
