@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 import pytest
@@ -320,7 +321,7 @@ HINDRANCES = {
 class Hindered(Remembering):
     """Cells that need others; that of number 2 cannot be made as long as the file `switch` is there."""
 
-    identity = {"test": "hindered"}
+    identity: ClassVar = {"test": "hindered"}
     problem = None
 
     @remembered
