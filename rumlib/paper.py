@@ -78,7 +78,7 @@ class Run:
 
 
 def execute(runs: list[Run], home: Path) -> None:
-    """Execute every numbered notebook of these runs. Raises the first error, once all others have ended; SystemExit,
+    """Execute the numbered notebooks of these runs. Raises the first error, once all others have ended; SystemExit,
     with what is to be done, where the notebooks themselves are not to blame."""
     from papermill.exceptions import PapermillExecutionError
 
@@ -93,7 +93,8 @@ def execute(runs: list[Run], home: Path) -> None:
     for stage in (sources, [last]):                          # the last one gathers what the others have written
         with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
             started = {f"{run.folder.name} {source.stem}": pool.submit(run.execute, source, place)
-                       for run in runs for place, source in enumerate(stage)}
+                       for run in runs for place, source in enumerate(stage)
+                       if profile(run.profile).includes(source.stem)}
             for name, done in started.items():
                 try:
                     done.result()

@@ -212,6 +212,12 @@ class Asking:
         ways += [RUM(refine, (Keep(), *map(self.step, pair))) for pair in pairs]
         yield from self.tune("RUM study", [("mix", way, p.rum_rates) for way in ways])
         yield from self.run("RUM study", [("mix", way) for way in ways], p.seeds)
+        label = self.step("Random label")
+        names = ["memorization", *PROXIES, "centrality", *["noise"] * (p.data == "digits")]
+        scores = [replace(self.score, name=name, values=self.score.values + k) for k, name in enumerate(names)]
+        cut = [*map(Refine, scores), Shuffled(3)]
+        yield from self.ablated("RUM study", [RUM(parts, (Keep(), label, label), order=(2, 1, 0)) for parts in cut],
+                                p.seeds)
 
     def verdict(self) -> Iterator[Task]:
         """Notebook 05, first part: refinement at equal steps, on more seeds."""
@@ -233,11 +239,7 @@ class Asking:
         ways += [RUM(refine, tuple(Keep() if part == idle else self.step(name) for part in range(3)), order=down)
                  for name in some for idle in (None, 0, 1, 2)]
         label = self.step("Random label")
-        names = ["memorization", *PROXIES, "centrality", *["noise"] * (p.data == "digits")]
-        scores = [replace(self.score, name=name, values=self.score.values + k) for k, name in enumerate(names)]
-        by_score = [RUM(Refine(score), (Keep(), label, label), order=down) for score in scores]
-        yield from self.ablated("ablations", [*ways, *by_score, RUM(Shuffled(3), (Keep(), label, label), order=down)],
-                                p.seeds)
+        yield from self.ablated("ablations", ways, p.seeds)
         watched = [RUM(refine, (Keep(), self.step("Fine-tune"), self.step("SalUn")))] + [
             RUM(refine, (label,) * 3, order=order) for order in ((0, 1, 2), down)]
         yield from self.ablated("ablations", watched, ())
@@ -259,9 +261,10 @@ class Asking:
         asked = {"01_pretraining": [*self.trained(("low", "medium", "high", "mix"), p.seeds)],
                  "02_scoring": [*self.proxies()],
                  "03_factors": [*self.trained((), p.seeds[:1]), *self.levels(), *self.entanglement()],
-                 "04_rum": [*self.rum(), *self.levels()],
-                 "05_rum_ablations": [*self.verdict(), *self.ablations(), *self.proxies()]}
-        return {notebook: list(dict.fromkeys(score + tasks)) for notebook, tasks in asked.items()}
+                 "04_rum": [*self.rum(), *self.levels(), *self.proxies()],
+                 "05_rum_ablations": [*self.verdict(), *self.ablations()]}
+        return {notebook: list(dict.fromkeys(score + tasks)) for notebook, tasks in asked.items()
+                if p.includes(notebook)}
 
 
 def others(p: Profile) -> tuple[TopK, ClassProjection]:
