@@ -288,8 +288,11 @@ HINDRANCES = {
 class Hindered(Remembering):
     """Cells that need others; that of number 2 cannot be made as long as the file `switch` is there."""
 
-    identity = {"test": "hindered"}
     problem = None
+
+    @property
+    def identity(self):
+        return {"test": "hindered"}
 
     @remembered
     def inner(self, k: int) -> dict:

@@ -1,12 +1,15 @@
 """Every notebook, executed in order and without a display at the profile `smoke`, into a folder that is thrown away."""
 
 import json
+import shutil
 from pathlib import Path
 
 import papermill
 import pytest
 
 import rumlib as rum
+from rumlib.paper import main as paper
+from rumlib.publish import publish
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
 pytestmark = pytest.mark.notebook
@@ -24,7 +27,8 @@ def home(tmp_path_factory):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_notebook_runs(path, home):
+def test_the_notebook_runs(path, home, monkeypatch):
+    monkeypatch.setenv("RUM_NOTEBOOK", path.stem)            # whose cells its kernel asks for
     before = path.read_bytes()
     executed = papermill.execute_notebook(path, home / path.name, parameters=dict(profile="smoke", quiet=True),
                                           kernel_name="python3", cwd=path.parent, progress_bar=False)
@@ -44,3 +48,16 @@ def test_every_figure_has_its_numbers_and_its_origin(home):
         assert origin["seeds"] == list(rum.profile(origin["profile"]).seeds)
         lines = figure.with_suffix(".csv").read_text().splitlines()
         assert len(lines) > 1 and "," in lines[0]
+
+
+def test_what_is_published_makes_every_figure_again(home, tmp_path, monkeypatch):
+    """All notebooks but the one that trains models itself, in an empty home: no weights, and nothing computed."""
+    results, _, missing = publish("smoke", home)
+    shutil.copytree(NOTEBOOKS[0].parent, tmp_path / "notebooks")
+    monkeypatch.setenv("RUM_HOME", str(tmp_path))
+    paper("smoke", "", "", str(results))
+    tables = sorted(path.name for path in (home / "figures/smoke").glob("*.csv"))
+    assert missing == 0 and tables == sorted(path.name for path in (tmp_path / "figures/smoke").glob("*.csv"))
+    assert not [name for name in tables if (home / "figures/smoke" / name).read_bytes()
+                != (tmp_path / "figures/smoke" / name).read_bytes()]
+    assert not list(tmp_path.glob("runs/*/cells"))

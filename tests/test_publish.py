@@ -142,7 +142,7 @@ def test_files_are_cut_at_the_limit_and_old_ones_go(done, tmp_path, monkeypatch)
     assert set(packing(tmp_path, open_study(done.home))["files"]) | {"manifest.json"} == {
         path.name for path in tmp_path.iterdir()}
     monkeypatch.setattr(packed, "LIMIT", 1000)
-    with pytest.raises(ValueError, match='of one cell do not fit.*return them under "large"'):
+    with pytest.raises(ValueError, match=r'of one cell do not fit.*return them under "large"'):
         packing(tmp_path, open_study(done.home))
 
 
