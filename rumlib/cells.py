@@ -319,8 +319,8 @@ def hindrance(problem: Exception) -> str | None:
     if (isinstance(problem, torch.OutOfMemoryError | MemoryError)
             or "out of memory" in told or "can't allocate memory" in told):      # as CUDA and as the CPU say it
         return ("the memory was not enough; take less at once: fewer processes (`workers` of the profile), fewer "
-                "subset models in a task (CHUNK in rumlib/study.py), or smaller batches (`batch_size` of the recipe "
-                "and of the algorithms: another study)")
+                "models side by side (AT_ONCE in rumlib/train.py), or smaller batches (`batch_size` of the recipe and "
+                "of the algorithms: another study)")
     if isinstance(problem, torch.AcceleratorError) or "cuda error" in told:
         return ("the device is lost, and with it all that this process had there; look at the device (nvidia-smi) and "
                 "start again; if it is this cell again, the fault is in its code")

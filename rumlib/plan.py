@@ -35,7 +35,7 @@ from rumlib.profiles import Profile, algorithms, profile
 from rumlib.rum import RUM, Refine, Shuffled, sequence
 from rumlib.scores import HOLDOUT, PROXIES, TRACED, Score
 from rumlib.status import survey
-from rumlib.study import CHUNK, Study, vary
+from rumlib.study import Study, vary
 from rumlib.timing import seconds
 from rumlib.train import AT_ONCE, Recipe, batch_count, cost, fit, fit_many, fits_stacking, predict
 from rumlib.tune import search, tuned
@@ -149,7 +149,7 @@ class Asking:
 
     def scores(self) -> Iterator[Task]:
         p = self.p
-        size = chunk(p)
+        size = p.score_chunk
         for k in range(0, p.score_models, size):
             yield Task("subset models", "bank", size=min(size, p.score_models - k), seed=k)
 
@@ -432,11 +432,6 @@ def operations(make_model: Factory, shape: tuple[int, ...]) -> float:
 def stacked(p: Profile) -> bool:
     """Whether the subset models are trained as one."""
     return fits_stacking(build(p.scored_by.make_model, 0))
-
-
-def chunk(p: Profile) -> int:
-    """Subset models in a cell."""
-    return CHUNK["stacked" if stacked(p) else pick(p.device).type]
 
 
 def pace(train: Callable, of: Profile | Retrain, how: Recipe | Algorithm, images: Callable[[int], Examples]) -> Pace:

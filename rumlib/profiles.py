@@ -50,6 +50,7 @@ class Profile:
     make_model       the architecture; recipe: how it is trained, and retrained
     device           what computes: a name, or "auto" (see `rumlib.device.pick`)
     score_models     subset models of the memorization estimator, each on `fraction` of the data
+    score_chunk      of them in a cell: what an interruption costs
     score_model      and score_recipe: their architecture and training, if not those of the study
     set_size         examples in a forget set of one level; the mix of RUM has three times as many, or mix_size
     bands            by distance from the centroid, for controlled entanglement
@@ -71,6 +72,7 @@ class Profile:
     options: Mapping = field(default_factory=dict)
     device: str = "auto"
     score_models: int = 128
+    score_chunk: int = 4
     score_model: Factory | None = None
     score_recipe: Recipe | None = None
     fraction: float = 0.7
@@ -95,9 +97,10 @@ class Profile:
         plain_name(self.name, "a profile")                   # of its folders in runs/ and figures/
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different ones, at least one; got {self.seeds}")
-        if min(self.score_models, self.set_size, self.bands) < 1 or self.workers == 0:
-            raise ValueError(f"score_models, set_size and bands must be at least 1, workers too (or -1: one per core); "
-                             f"got {self.score_models}, {self.set_size}, {self.bands} and {self.workers}")
+        if min(self.score_models, self.score_chunk, self.set_size, self.bands) < 1 or self.workers == 0:
+            raise ValueError(f"score_models, score_chunk, set_size and bands must be at least 1, workers too (or -1: one "
+                             f"per core); got {self.score_models}, {self.score_chunk}, {self.set_size}, {self.bands} and "
+                             f"{self.workers}")
 
     @property
     def mix(self) -> int:
@@ -186,6 +189,7 @@ LAPTOP = Profile(
     device="cpu",                                            # few weights and steps: a GPU would only wait
     recipe=Recipe(epochs=20, lr=0.1, batch_size=32, schedule="linear", warmup=0.1),
     score_models=128,                                        # split-half correlation about .97
+    score_chunk=32,                                          # trained as one
     set_size=100,                                            # about 160 examples lie between .3 and .7
     bands=13,                                                # of 99, as large as the memorization sets
     budgets=(3, 5),                                          # the size of the effects depends on it: show both
@@ -277,6 +281,7 @@ CIFAR10 = Profile(
     make_model=resnet18,
     recipe=Recipe(epochs=30, lr=0.1, batch_size=256, schedule="cosine", amp=True),
     score_models=400,
+    score_chunk=40,                                          # which share what a GPU takes to get ready
     score_model=partial(resnet18, stem="imagenet", std=(0.2023, 0.1994, 0.2010)),        # torchvision's own, published
     score_recipe=Recipe(epochs=30, lr=0.01, batch_size=512, schedule="step",             # a tenth after epochs 16, 21,
                         milestones=(16 / 30, 21 / 30, 26 / 30), gamma=0.1, amp=True),    # and 26

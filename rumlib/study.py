@@ -63,11 +63,8 @@ from rumlib.scores import (
 )
 from rumlib.scores import bank as train_bank
 from rumlib.spdgan import SPDGAN, probes, unlearning_degree
-from rumlib.train import cost, count_examples, derive, features, fit, fits_stacking, predict
+from rumlib.train import cost, count_examples, derive, features, fit, predict
 from rumlib.tune import FOLDER, search, tuned, write
-
-CHUNK = {"stacked": 32, "cpu": 4, "mps": 4, "cuda": 40}      # subset models per task: what is lost by an interruption
-
 
 # -- Forget sets and cells --------------------------------------------------------------------------------------------
 
@@ -411,10 +408,9 @@ class Study(Remembering):
     @cached_property
     def score(self) -> Score:
         """Memorization of every training example."""
-        models, how = self.profile.score_models, self.profile.scored_by
-        size = CHUNK["stacked" if fits_stacking(build(how.make_model, 0)) else self.device.type]
-        chunks = [range(k, min(k + size, models)) for k in range(0, models, size)]
-        parts = self.ask(Study.bank, [(chunk, self.profile.fraction, how) for chunk in chunks], "subset models")
+        p = self.profile
+        chunks = [range(k, min(k + p.score_chunk, p.score_models)) for k in range(0, p.score_models, p.score_chunk)]
+        parts = self.ask(Study.bank, [(chunk, p.fraction, p.scored_by) for chunk in chunks], "subset models")
         self.score_seconds = sum(part["seconds"] for part in parts)      # on one core
         return sum((Bank(**part["tensors"]) for part in parts[1:]), start=Bank(**parts[0]["tensors"])).score(
             self.train.index)

@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import pandas as pd
 import pytest
@@ -321,8 +320,11 @@ HINDRANCES = {
 class Hindered(Remembering):
     """Cells that need others; that of number 2 cannot be made as long as the file `switch` is there."""
 
-    identity: ClassVar = {"test": "hindered"}
     problem = None
+
+    @property
+    def identity(self):
+        return {"test": "hindered"}
 
     @remembered
     def inner(self, k: int) -> dict:

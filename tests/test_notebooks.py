@@ -1,6 +1,7 @@
 """Every notebook, executed in order and without a display at the profile `smoke`, into a folder that is thrown away."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import papermill
 import pytest
 
 import rumlib as rum
+from rumlib.paper import main as paper
 from rumlib.plan import Plan
+from rumlib.publish import publish
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
 pytestmark = pytest.mark.notebook
@@ -26,7 +29,8 @@ def home(tmp_path_factory):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_notebook_runs(path, home):
+def test_the_notebook_runs(path, home, monkeypatch):
+    monkeypatch.setenv("RUM_NOTEBOOK", path.stem)            # whose cells its kernel asks for
     before = path.read_bytes()
     executed = papermill.execute_notebook(path, home / path.name, parameters=dict(profile="smoke", quiet=True),
                                           kernel_name="python3", cwd=path.parent, progress_bar=False)
@@ -53,3 +57,16 @@ def test_the_plan_counts_what_the_notebooks_ask_for(home):
         asked = json.loads((home / "runs/smoke/asked" / f"{name}.json").read_text())["cells"]
         planned = Counter(task.kind for task in tasks)
         assert {kind: count for kind, count in Counter(kind for kind, _ in asked).items() if kind in planned} == planned
+
+
+def test_what_is_published_makes_every_figure_again(home, tmp_path, monkeypatch):
+    """All notebooks but the one that trains models itself, in an empty home: no weights, and nothing computed."""
+    results, _, missing = publish("smoke", home)
+    shutil.copytree(NOTEBOOKS[0].parent, tmp_path / "notebooks")
+    monkeypatch.setenv("RUM_HOME", str(tmp_path))
+    paper("smoke", "", "", str(results))
+    tables = sorted(path.name for path in (home / "figures/smoke").glob("*.csv"))
+    assert missing == 0 and tables == sorted(path.name for path in (tmp_path / "figures/smoke").glob("*.csv"))
+    assert not [name for name in tables if (home / "figures/smoke" / name).read_bytes()
+                != (tmp_path / "figures/smoke" / name).read_bytes()]
+    assert not list(tmp_path.glob("runs/*/cells"))
