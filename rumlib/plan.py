@@ -149,9 +149,8 @@ class Asking:
 
     def scores(self) -> Iterator[Task]:
         p = self.p
-        size = p.score_chunk
-        for k in range(0, p.score_models, size):
-            yield Task("subset models", "bank", size=min(size, p.score_models - k), seed=k)
+        for k in range(0, p.score_models, p.score_chunk):
+            yield Task("subset models", "bank", size=min(p.score_chunk, p.score_models - k), seed=k)
 
     def proxies(self) -> Iterator[Task]:
         yield Task("originals", "original", seed=0)

@@ -97,10 +97,10 @@ class Profile:
         plain_name(self.name, "a profile")                   # of its folders in runs/ and figures/
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different ones, at least one; got {self.seeds}")
-        if min(self.score_models, self.score_chunk, self.set_size, self.bands) < 1 or self.workers == 0:
-            raise ValueError(f"score_models, score_chunk, set_size and bands must be at least 1, workers too (or -1: one "
-                             f"per core); got {self.score_models}, {self.score_chunk}, {self.set_size}, {self.bands} and "
-                             f"{self.workers}")
+        counts = {name: getattr(self, name) for name in ("score_models", "score_chunk", "set_size", "bands")}
+        if min(counts.values()) < 1 or self.workers == 0:
+            raise ValueError(f"{', '.join(counts)} must be at least 1, workers too (or -1: one per core); got "
+                             f"{', '.join(map(str, counts.values()))} and {self.workers}")
 
     @property
     def mix(self) -> int:
