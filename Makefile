@@ -13,8 +13,10 @@
 #              changed since that figure was made
 # make clean   remove everything that a run made (not .venv)
 #
-# PROFILE=smoke | laptop | cifar10-small          how big a study (rumlib/profiles.py)
+# PROFILE=smoke | laptop | cifar10-small | cifar10 | cifar100 | tiny_imagenet
+#                                                 how big a study (rumlib/profiles.py)
 # RUM_ENGINE=loky | serial | dask                  where the work runs (rumlib/engine.py): Dask for clusters
+# RUM_DEVICE=auto | cuda | cuda:1 | mps | cpu       what computes where the profile says auto (rumlib/device.py)
 # PYTHON=/path/to/python                          use an environment that exists and install nothing
 
 .PHONY: paper grid test lab site bench plan status clean-stale verify clean keep lock

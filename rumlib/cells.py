@@ -386,7 +386,7 @@ class Remembering:
         self.used["retried"] += sum(self.store.failed(method.__name__, digest_of(who)) for who, _ in todo)
         found = {}
         for k, cell in engine.run(_make, [(self, method.__name__, *task) for task in todo], workers=self.workers,
-                                  gpu=self.identity.get("device") == "cuda", again=self._again):
+                                  gpu=self.identity.get("device", "cpu") != "cpu", again=self._again):
             found[digest_of(todo[k][0])] = cell
             self.bar.update()
         return found

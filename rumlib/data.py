@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rumlib.device import send
+
 DATASETS = ("digits", "cifar10", "cifar100", "fashion_mnist", "tiny_imagenet")
 
 
@@ -143,7 +145,7 @@ def label_hash(y: Tensor) -> str:
 def as_input(x: Tensor, weight: Tensor | None = None) -> Tensor:
     """Images as a model sees them: on the device and in the dtype of its `weight` (float32), uint8 scaled to [0, 1]."""
     device, dtype = (weight.device, weight.dtype) if weight is not None else (x.device, torch.float32)
-    x = x.to(device, non_blocking=True)                      # first, so that bytes travel and not floats
+    x = send(x, device)                                      # first, so that bytes travel and not floats
     return x.to(dtype).div_(255) if x.dtype == torch.uint8 else x.to(dtype)
 
 
@@ -152,8 +154,8 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     n, _, h, w = x.shape
     pad = h // 8
     padded = torch.nn.functional.pad(x, (pad, pad, pad, pad))
-    top, left = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(x.device, non_blocking=True)
-    mirrored = torch.rand(n, generator=generator).to(x.device, non_blocking=True) < 0.5
+    top, left = send(torch.randint(0, 2 * pad + 1, (2, n), generator=generator), x.device)
+    mirrored = send(torch.rand(n, generator=generator), x.device) < 0.5
     column = torch.arange(w, device=x.device).expand(n, w)
     column = torch.where(mirrored[:, None], w - 1 - column, column) + left[:, None]     # (n, w)
     row = torch.arange(h, device=x.device) + top[:, None]                               # (n, h)

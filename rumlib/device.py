@@ -2,7 +2,9 @@
 
     pick()                                                   # what RUM_DEVICE names; else a GPU if there is one
     pick("cuda:1")                                           # that one, or an error
+    send(x, device)                                          # without waiting for what the device is doing
     finished()                                               # wait: a clock that is read now has measured the work
+    with torch.random.fork_rng(drawing()): ...               # leave the random state as it was, that of GPUs too
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import os
 
 import torch
+from torch import Tensor
 
 # Read when CUDA starts, so set before: a queue for each stream, or else those of many models wait for each other; and
 # the workspaces with which cuBLAS gives the same result again where several streams use it.
@@ -25,21 +28,32 @@ def pick(name: str = "auto") -> torch.device:
     among deterministic algorithms, by rule and not by timing, and TF32 is off (training that may round uses bf16).
     """
     asked = os.environ.get("RUM_DEVICE", "auto") if name == "auto" else name
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    kind, _, number = asked.partition(":")
+    count = {"cuda": torch.cuda.device_count, "mps": torch.mps.device_count, "cpu": torch.cpu.device_count}
     if asked == "auto":
-        asked = kind = next(kind for kind, is_there in there.items() if is_there)
-    if kind not in there or (number and not number.isdecimal()):
-        raise ValueError(f"unknown device {asked!r}; choose one of auto, {', '.join(there)}, or cuda:<number>")
-    if not there[kind] or (kind == "cuda" and int(number or 0) >= torch.cuda.device_count()):
-        raise ValueError(f"there is no device {asked!r}: torch {torch.__version__} finds "
-                         f"{', '.join(kind for kind, is_there in there.items() if is_there)} and "
-                         f"{torch.cuda.device_count()} CUDA devices. Set RUM_DEVICE, or `device` of the profile, to "
-                         f"auto or cpu, or install a torch for that device")
+        asked = next(kind for kind in count if count[kind]())
+    kind, _, number = asked.partition(":")
+    if kind not in count or (number and not number.isdecimal()):
+        raise ValueError(f"unknown device {asked!r}; choose one of auto, {', '.join(count)}, or cuda:<number>")
+    if int(number or 0) >= count[kind]():
+        raise ValueError(f"there is no device {asked!r}: torch {torch.__version__} finds {count[kind]()} of that kind. "
+                         f"Set RUM_DEVICE, or `device` of the profile, to auto or cpu, or install a torch for it")
     if kind == "cuda":
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device(asked)
+
+
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. To a GPU it goes from pinned memory: else the CPU would wait until all that was asked
+    before has been done."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
+
+def drawing() -> range:
+    """The CUDA devices that have a random state. Where CUDA has not been started, it is not started for that."""
+    return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
 
 
 def finished() -> None:

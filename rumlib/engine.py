@@ -62,6 +62,8 @@ def run(function: Callable, tasks: list[tuple], *, workers: int = -1, gpu: bool 
         yield from _on_dask(function, tasks, workers, gpu, again)
     elif name == "serial" or gpu or workers == 1 or len(tasks) == 1:
         yield from (_one(function, k, task) for k, task in enumerate(tasks))
+        if gpu:
+            torch.cuda.empty_cache()                         # for other processes: notebooks, whose turn is next
     else:
         yield from _on_loky(function, tasks, workers, again)
 

@@ -35,7 +35,22 @@ def wanted(loss: Callable, device: torch.device) -> bool:
     mode = os.environ.get("RUM_GRAPHS", "auto")
     if mode not in ("auto", "on", "off"):
         raise ValueError(f"RUM_GRAPHS must be auto, on or off; got {mode!r}")
+    if _plain:
+        return False
     return getattr(loss, "recordable", False) and (mode == "on" or (mode == "auto" and device.type == "cuda"))
+
+
+_plain: list[bool] = []
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Inside, every step is launched, so that what looks at its operations one by one sees those of all steps."""
+    _plain.append(True)
+    try:
+        yield
+    finally:
+        _plain.pop()
 
 
 @dataclass(eq=False)

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from rumlib.data import Examples
+from rumlib.graphs import unrecorded
 from rumlib.train import Cost, accuracy, correct, predict
 
 FEATURES = ("confidence", "correctness", "entropy", "modified_entropy", "probabilities")
@@ -325,7 +326,7 @@ def flops(algorithm: Callable, model: nn.Module, forget: Examples, retain: Examp
 
     counter = FlopCounterMode(display=False, custom_mapping=SOLVING)
     counter.mod_tracker = Untracked()
-    with counter:
+    with counter, unrecorded():
         algorithm(model, forget, retain, seed=seed)
     return counter.get_total_flops()
 

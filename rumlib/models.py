@@ -15,6 +15,8 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from rumlib.device import drawing
+
 Factory = Callable[[], nn.Module]
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)               # of CIFAR-10's channels
 
@@ -127,7 +129,7 @@ class Normalize(nn.Module):
 
 def build(make_model: Factory, seed: int) -> nn.Module:
     """A new model with weights drawn from `seed`; the global random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(drawing()):                   # the seed is set on GPUs too
         torch.manual_seed(seed)
         return make_model()
 

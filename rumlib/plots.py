@@ -156,7 +156,7 @@ def gallery(groups: Mapping[str, Sequence[tuple]], *, title: str = "") -> Figure
     for r, (name, images) in enumerate(groups.items()):      # one Axes for all: so many would take seconds to lay out
         ax.text(-0.2, -down * r - 0.5, name, ha="right", va="center", fontsize=10, color=colour(name))
         for c, (image, caption) in enumerate(images):
-            picture = np.moveaxis(np.asarray(image), 0, -1)
+            picture = np.moveaxis(np.asarray(image.cpu() if hasattr(image, "cpu") else image), 0, -1)
             ax.imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray_r", interpolation="nearest",
                       extent=(across * c, across * c + 1, -down * r - 1, -down * r))
             ax.text(across * c + 0.5, -down * r + 0.05, caption, ha="center", va="bottom", fontsize=8)

@@ -236,7 +236,7 @@ class Study(Remembering):
             mask[tenth] = True
             held_out, known = self.train.split(mask)
             model = fit(self.profile.make_model, known, self.profile.recipe, seed=seed)
-            recipe = replace(HOLDOUT, batch_size=self.profile.recipe.batch_size)
+            recipe = replace(HOLDOUT, batch_size=self.profile.recipe.batch_size, amp=self.profile.recipe.amp)
             scored = proxy(name, model, known, holdout=held_out, recipe=recipe, seed=seed)
             values[~mask] = scored.values
         return {"seconds": time.perf_counter() - start, "tensors": {"values": values}}

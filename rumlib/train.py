@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rumlib.data import Examples, as_input, augment
-from rumlib.device import finished
+from rumlib.device import drawing, finished, send
 from rumlib.graphs import Recorded, lanes, recordable, wanted
 from rumlib.models import Factory, Normalize, build
 
@@ -90,18 +90,19 @@ class Recipe:
 
 
 def descend(model: nn.Module, batches: Iterable, loss: Callable, recipe: Recipe, *, steps: int,
-            only: dict[str, Tensor] | None = None) -> nn.Module:
+            only: dict[str, Tensor] | None = None, watch: Callable | None = None) -> nn.Module:
     """Minimise loss(model, *batch) over all `batches` by SGD, in place.
 
     `steps` is the number of batches that may come (it scales the schedule). `only` (name of a parameter -> bool
     tensor of its shape) restricts learning to the weights marked True: all others stay bit-identical, weight decay
     and momentum included. Float tensors are factors for the gradients, and nothing else. Parameters that require no
-    gradient stay as they are. Raises ValueError if nothing may learn, FloatingPointError if the weights are not finite
-    in the end.
+    gradient stay as they are. `watch(batch, shown)` is called after each step; a loss with something to show returns
+    (loss, shown). Raises ValueError if nothing may learn, FloatingPointError if the weights are not finite in the end.
     """
     with lanes(next(model.parameters()).device, 1) as (place,), place, Descent(model, loss, recipe, only) as descent:
-        for _ in descent.steps(batches, of=steps):
-            pass
+        for batch, shown in descent.steps(batches, of=steps):
+            if watch is not None:
+                watch(batch, shown)
     return model.eval()
 
 
@@ -138,25 +139,27 @@ class Descent:
             part.release()
         self.step = None                                     # else it holds its graphs, and they their memory
 
-    def steps(self, batches: Iterable, *, of: int) -> Iterator[None]:
-        """Take a step for each batch, of so many for the schedule, and pause after it."""
+    def steps(self, batches: Iterable, *, of: int) -> Iterator[tuple[tuple, object]]:
+        """Take a step for each batch, of so many for the schedule, and pause after it: (batch, what the loss shows)."""
         self.model.train()
-        with _passing(self.model, self.passed):
+        with _passing(self.model, self.passed), _fitting(self.recipe):
             for number, batch in enumerate(batches):
                 self.set_rate(self.recipe.rate(number, of))
-                count_examples(self.step(*batch))
+                passed, shown = self.step(*batch)
+                count_examples(passed)
                 for spent in _open:
                     spent.steps += 1
-                yield
+                yield batch, shown
         if not torch.stack([p.isfinite().all() for p in self.model.parameters()]).all():
             raise FloatingPointError(f"training diverged (weights are not finite); lower lr={self.recipe.lr} or set "
                                      f"clip")
 
-    def _step(self, *batch) -> int:
-        """One step; how many examples it passed forward and backward."""
+    def _step(self, *batch) -> tuple[int, object]:
+        """One step; how many examples it passed forward and backward, and what the loss shows."""
         self.passed.clear()
         with self.precision:
-            value = self.loss(self.model, *batch)
+            found = self.loss(self.model, *batch)
+        value, shown = found if isinstance(found, tuple) else (found, None)
         for part in self.parts:
             part.whole.grad = None                           # what zero_grad does, at a tenth of its time
         value.backward()
@@ -168,7 +171,7 @@ class Descent:
         self.optimizer.step()
         for part in self.parts:
             part.put_back()
-        return sum(self.passed)
+        return sum(self.passed), shown
 
     def set_rate(self, rate: float) -> None:
         group = self.optimizer.param_groups[0]
@@ -182,6 +185,16 @@ class Descent:
         self.model.load_state_dict(weights)
         for state in self.optimizer.state.values():
             state["momentum_buffer"].zero_()
+
+
+@contextlib.contextmanager
+def _fitting(recipe: Recipe):
+    try:
+        yield
+    except torch.OutOfMemoryError as problem:
+        raise torch.OutOfMemoryError(
+            f"{problem}\nTake smaller batches (batch_size={recipe.batch_size}), fewer models side by side "
+            f"(rumlib.train.AT_ONCE, {AT_ONCE}), or end other processes on the device") from problem
 
 
 class Part:
@@ -217,7 +230,7 @@ def shuffled(examples: Examples, size: int, random: torch.Generator, *, weight: 
     """One epoch of `examples` in random order, as a model with this `weight` sees them and on its device."""
     device = examples.x.device if weight is None else weight.device
     order = torch.randperm(len(examples), generator=random)
-    at, order, y = order.to(examples.x.device), order.to(device), examples.y.to(device)       # once, and not each step
+    at, order, y = send(order, examples.x.device), send(order, device), send(examples.y, device)     # once an epoch
     for part, rows in zip(cut(at, size), cut(order, size), strict=True):
         x = examples.x[part]
         yield Batch(as_input(augment(x, random) if mirror else x, weight), y[rows], rows)
@@ -255,27 +268,28 @@ def fit(model: nn.Module | Factory, examples: Examples, recipe: Recipe, *, seed:
     model = copy.deepcopy(model) if isinstance(model, nn.Module) else build(model, seed).to(examples.x.device)
     fits(model, examples)
 
-    def watched(model, x, y, rows):
-        if probe is not None:
-            probe(model, x, y, rows)
-        logits = model(x)
-        if trace is not None:
-            trace(rows, logits.detach(), y)
-        return F.cross_entropy(logits, y)
+    def probed(model, x, y, rows):
+        probe(model, x, y, rows)
+        return cross_entropy(model, x, y, rows)
+
+    def watch(batch, logits):                                # a copy: the next replay of the step writes there again
+        trace(batch.rows, logits.clone(), batch.y)
 
     steps = recipe.epochs * batch_count(len(examples), recipe.batch_size)
     with seeded(seed, "order") as random:
         batches = epochs(examples, recipe, random, next(model.parameters()))
-        return descend(model, batches, watched if trace or probe else cross_entropy, recipe, steps=steps)
+        loss = cross_entropy if probe is None else probed
+        return descend(model, batches, loss, recipe, steps=steps, watch=None if trace is None else watch)
 
 
 @recordable
-def cross_entropy(model: nn.Module, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-    return F.cross_entropy(model(x), y)
+def cross_entropy(model: nn.Module, x: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of training, and the logits."""
+    logits = model(x)
+    return F.cross_entropy(logits, y), logits.detach()
 
 
 # -- Many models at once ----------------------------------------------------------------------------------------------
-
 
 AT_ONCE = 8                                                  # side by side on a GPU: by estimate, not measured yet
 
@@ -345,7 +359,7 @@ def fit_many(make_model: Factory, examples: Examples, subsets: list[Tensor], rec
             for _ in range(recipe.epochs):
                 count_passes(len(seeds))
                 order = torch.stack([torch.randperm(rows.shape[1], generator=random) for random in randoms])
-                for part in cut(rows.gather(1, order).to(x.device), recipe.batch_size):              # (K, batch)
+                for part in cut(send(rows.gather(1, order), x.device), recipe.batch_size):           # (K, batch)
                     yield x[part], y[part]
 
         def loss(model, x, y):                               # the sum over models: their gradients do not mix
@@ -361,7 +375,7 @@ def in_turns(make_model: Factory, examples: Examples, tasks: list[tuple[Tensor, 
     stream of its own, so that small kernels of several models share it."""
     device, trained = examples.x.device, {}
 
-    def lane(own: list[int]) -> Iterator[None]:              # one model after the other, in the same memory
+    def lane(own: list[int]) -> Iterator[tuple]:             # one model after the other, in the same memory
         model = build(make_model, 0).to(device)
         with Descent(model, cross_entropy, recipe) as descent:
             for k in own:
@@ -376,13 +390,13 @@ def in_turns(make_model: Factory, examples: Examples, tasks: list[tuple[Tensor, 
 
     count = min(at_once, len(tasks))
     # Seeded blocks that overlap do not leave the random state as it was: one around all of them does.
-    with torch.random.fork_rng(_cuda()), lanes(device, count) as places:
+    with torch.random.fork_rng(drawing()), lanes(device, count) as places:
         running = [(lane(list(range(k, len(tasks), count))), place) for k, place in enumerate(places)]
         while running:
-            for turn in tuple(running):
-                with turn[1]:
-                    if next(turn[0], "done") == "done":
-                        running.remove(turn)
+            for run, place in tuple(running):
+                with place:
+                    if next(run, None) is None:
+                        running.remove((run, place))
     return [trained[k] for k in range(len(tasks))]
 
 
@@ -491,14 +505,9 @@ def derive(seed: int, *names) -> int:
 def seeded(seed: int, *names):
     """A generator for the task called `names`. What takes no generator (dropout, say) draws from a forked global
     state inside; the caller's random state is left as it was."""
-    with torch.random.fork_rng(_cuda()):
+    with torch.random.fork_rng(drawing()):
         torch.manual_seed(derive(seed, *names, "global"))
         yield torch.Generator().manual_seed(derive(seed, *names))
-
-
-def _cuda() -> range:
-    """CUDA devices with a random state to leave as it was. Where CUDA has not been started, it is not for that."""
-    return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
 
 
 @dataclass(eq=False)

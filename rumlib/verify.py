@@ -53,7 +53,8 @@ def verify(study: Study, *, sample: int = 12, seed: int = 0) -> pd.DataFrame:
             tasks[kind, key] = (study, kind, rebuilt(study, kind, cell["identity"], known))
         except LookupError as problem:
             rows[kind, key] = ("not made again", f"{problem.args[0]}")
-    for k, values in engine.run(_again, list(tasks.values()), workers=study.workers):
+    for k, values in engine.run(_again, list(tasks.values()), workers=study.workers,
+                                 gpu=study.device.type != "cpu"):
         kind, key = list(tasks)[k]
         cell = study.store.read(kind, key)
         if cell is None or isinstance(values, str):

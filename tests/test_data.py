@@ -1,6 +1,8 @@
 """Examples, augmentation and every way of loading."""
 
+import hashlib
 import io
+import pickle
 from collections import Counter
 
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
+from torchvision.datasets import CIFAR100
 
 import rumlib as rum
 from rumlib.data import as_input, augment
@@ -256,7 +259,55 @@ def test_a_folder_of_images_is_a_data_set(held_out, tmp_path):
     assert rum.load(str(tmp_path), size=8)[0].x.shape[1:] == (3, 8, 8)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist"])
+def test_tiny_imagenet_is_read_as_it_is_unpacked(tmp_path):
+    """Classes in the order of their names; validation images in that of the list, of the classes that it says."""
+    folder = tmp_path / "tiny-imagenet-200"
+    for c, name in enumerate(("n02", "n01")):
+        (folder / "train" / name / "images").mkdir(parents=True)
+        for k in range(3):
+            Image.fromarray(picture(10 * c + k, side=64)).save(folder / "train" / name / "images" / f"{name}_{k}.JPEG",
+                                                               quality=100, subsampling=0)
+        (folder / "train" / name / f"{name}_boxes.txt").write_text("n_0.JPEG\t0\t0\t9\t9\n")
+    (folder / "val" / "images").mkdir(parents=True)
+    lines = []
+    for k, name in ((1, "n02"), (0, "n01"), (2, "n02")):
+        Image.fromarray(picture(20 + k, side=64)[..., 0]).save(folder / "val" / "images" / f"val_{k}.JPEG", quality=100)
+        lines.append(f"val_{k}.JPEG\t{name}\t0\t32\t44\t62\n")
+    (folder / "val" / "val_annotations.txt").write_text("".join(lines))
+    train, test = rum.load("tiny_imagenet", root=tmp_path)
+    assert (len(train), len(test), train.names) == (6, 3, ("n01", "n02"))
+    assert train.x.shape[1:] == test.x.shape[1:] == (3, 64, 64) and train.x.dtype == torch.uint8
+    assert (train.y.tolist(), test.y.tolist()) == ([0, 0, 0, 1, 1, 1], [1, 0, 1])
+    assert (train.x[:, 0, 0, 0] - torch.tensor([20, 22, 24, 0, 2, 4])).abs().max() <= 2
+    assert (test.x[:, :, 0, 0] - torch.tensor([[42], [40], [44]])).abs().max() <= 2      # grey images are coloured
+    part, _ = rum.load("tiny_imagenet", root=folder, classes=(1,), n=2, size=32)
+    assert part.x.shape == (2, 3, 32, 32) and part.names == ("n02",) and set(part.index.tolist()) <= {3, 4, 5}
+
+
+def test_cifar100_is_read_from_torchvisions_files(tmp_path, monkeypatch):
+    """Files of the right layout, whose checksums stand in for the published ones."""
+    folder, random = tmp_path / "cifar-100-python", np.random.default_rng(0)
+    folder.mkdir()
+    sums, labels = {}, {}
+    for part, n in (("train", 7), ("test", 4)):
+        labels[part] = random.integers(0, 100, n).tolist()
+        content = pickle.dumps({"data": random.integers(0, 256, (n, 3072), np.uint8), "fine_labels": labels[part]})
+        (folder / part).write_bytes(content)
+        sums[part] = hashlib.md5(content).hexdigest()
+    meta = pickle.dumps({"fine_label_names": [f"class {c}" for c in range(100)]})
+    (folder / "meta").write_bytes(meta)
+    monkeypatch.setattr(CIFAR100, "train_list", [["train", sums["train"]]])
+    monkeypatch.setattr(CIFAR100, "test_list", [["test", sums["test"]]])
+    monkeypatch.setitem(CIFAR100.meta, "md5", hashlib.md5(meta).hexdigest())
+    train, test = rum.load("cifar100", root=tmp_path)
+    assert (train.y.tolist(), test.y.tolist()) == (labels["train"], labels["test"])
+    assert train.x.shape == (7, 3, 32, 32) and train.x.dtype == torch.uint8 and train.names[99] == "class 99"
+    monkeypatch.setattr(CIFAR100, "train_list", [["train", "0" * 32]])
+    with pytest.raises(FileNotFoundError, match="cifar100 was not found"):
+        rum.load("cifar100", root=tmp_path)                  # another checksum: not unpickled
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist", "tiny_imagenet"])
 def test_missing_files_are_reported_with_the_place_and_the_remedy(name, tmp_path):
     with pytest.raises(FileNotFoundError) as problem:
         rum.load(name, root=tmp_path)

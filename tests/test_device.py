@@ -1,6 +1,7 @@
-"""Devices, recorded steps and models that take turns, as far as a CPU can show them: the same code, but that a recorded
-step is run where a GPU would replay it."""
+"""Devices, recorded steps and models that take turns: on a GPU where there is one, and as far as a CPU can show them.
+It runs the same code, but for recorded steps: it runs them where a GPU would replay them."""
 
+import copy
 import os
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,9 +19,11 @@ from rumlib.algorithms.base import Algorithm
 from rumlib.device import pick
 from rumlib.graphs import WARM_UP, Recorded, lanes, recordable
 from rumlib.models import build
+from rumlib.scores import TRACED
 from rumlib.train import Descent, cross_entropy, draws, epochs, in_turns
 
 CPU = torch.device("cpu")
+DEVICES = ("cpu", *["cuda"] * torch.cuda.is_available())
 common = dict(epochs=5, lr=0.1, batch_size=25, schedule="linear", clip=1.0)      # 111 are retained: a tail of 11
 relabel = rum.RandomLabel(**common)
 RECORDED = (rum.Finetune(**common), rum.L1Sparse(**common), rum.NegGrad(**{**common, "batch_size": 5}),
@@ -28,6 +31,11 @@ RECORDED = (rum.Finetune(**common), rum.L1Sparse(**common), rum.NegGrad(**{**com
             rum.SalUn(relabel, mask="tanh"), rum.BadTeacher(**common), rum.UNSIR(**common), rum.LastLayers(**common),
             rum.BoundaryShrink(**common), rum.BoundaryExpand(**common), rum.Finetune(**common, amp=True),
             rum.TopK(**common, tolerance=None, sim_weight=0.1, scope="selected"))
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return pick(request.param)
 
 
 @pytest.fixture
@@ -48,21 +56,22 @@ def rehearsed(monkeypatch):
 
 
 @pytest.mark.parametrize("algorithm", RECORDED, ids=lambda a: f"{type(a).__name__}{'-amp' * getattr(a, 'amp', False)}")
-def test_recorded_steps_unlearn_the_same_model_at_the_same_cost(algorithm, planted, rehearsed, monkeypatch):
+def test_recorded_steps_unlearn_the_same_model_at_the_same_cost(algorithm, device, planted, rehearsed, monkeypatch):
+    problem = copy.deepcopy(planted.model).to(device), planted.forget.to(device), planted.retain.to(device)
     with rum.cost() as recorded:
-        one = algorithm(planted.model, planted.forget, planted.retain, seed=3)
-    assert rehearsed
+        one = algorithm(*problem, seed=3)
+    assert rehearsed and next(one.parameters()).device.type == device.type
     monkeypatch.setenv("RUM_GRAPHS", "off")
     with rum.cost() as plain:
-        other = algorithm(planted.model, planted.forget, planted.retain, seed=3)
+        other = algorithm(*problem, seed=3)
     assert same(one, other)
     assert (recorded.examples, recorded.steps, recorded.passes) == (plain.examples, plain.steps, plain.passes)
 
 
 @pytest.mark.parametrize("options", [{}, {"clip": 0.5, "warmup": 0.2}, {"amp": True}, {"momentum": 0.0}], ids=str)
 @pytest.mark.parametrize("make", [make_model, make_normed], ids=["mlp", "batch norm"])
-def test_recorded_steps_train_the_same_model(make, options, planted, rehearsed, monkeypatch):
-    data = tiny(planted.train, 123) if make is make_normed else planted.train
+def test_recorded_steps_train_the_same_model(make, options, device, planted, rehearsed, monkeypatch):
+    data = (tiny(planted.train, 123) if make is make_normed else planted.train).to(device)
     recipe = rum.Recipe(epochs=6, lr=0.1, batch_size=50, **options)      # 50, 50, 23
     one = rum.fit(make, data, recipe, seed=1)
     assert [len(batch[1]) for batch in rehearsed] == [50, 23]
@@ -84,7 +93,7 @@ def test_a_loss_that_promises_nothing_is_not_recorded(planted, rehearsed):
 
     assert not getattr(Algorithm.loss, "recordable", False)
     Mine(**common)(planted.model, planted.forget, planted.retain)
-    rum.fit(make_model, planted.train, rum.Recipe(epochs=5), trace=rum.Trace(planted.train))
+    rum.fit(make_model, planted.train, rum.Recipe(epochs=5), probe=rum.Curvature(planted.train))
     assert not rehearsed
     Promised(**common)(planted.model, planted.forget, planted.retain)
     assert rehearsed
@@ -106,6 +115,22 @@ def test_a_replay_sees_its_own_batch_and_returns_what_was_recorded():
     assert [kind for *_, kind in seen] == [float] * 2 * WARM_UP + [torch.Tensor] * 2 * (8 - WARM_UP)
     places = [recording.batch[0][0].data_ptr() for recording in recorded.recordings.values()]
     assert len(set(places)) == 2                             # of either length its own
+
+
+def test_a_trace_sees_every_batch_of_recorded_steps(device, planted, rehearsed, monkeypatch):
+    recipe, data, traces = rum.Recipe(epochs=6, batch_size=50), planted.train.to(device), []
+    for mode in ("on", "off"):
+        monkeypatch.setenv("RUM_GRAPHS", mode)
+        traces.append(rum.Trace(data))
+        rum.fit(make_model, data, recipe, trace=traces[-1])
+    assert len(rehearsed) == 2 and (traces[0].seen == 6).all()
+    for name in TRACED:
+        assert torch.equal(*(getattr(trace, name) for trace in traces))
+
+
+def test_operations_are_counted_in_steps_that_are_launched(planted, rehearsed):
+    assert rum.flops(rum.Finetune(**common), planted.model, planted.forget, planted.retain) > 0
+    assert not rehearsed
 
 
 def test_another_wish_for_graphs_is_refused(planted, monkeypatch):
@@ -138,10 +163,11 @@ def test_a_descent_restarts_as_a_new_one(planted):
 
 @pytest.mark.parametrize("graphs", ["on", "off"])
 @pytest.mark.parametrize("at_once", [1, 2, 5, 9])
-def test_models_in_turns_are_those_trained_one_after_the_other(at_once, graphs, planted, monkeypatch):
+def test_models_in_turns_are_those_trained_one_after_the_other(at_once, graphs, device, planted, monkeypatch):
     """Models with BatchNorm, subsets of different lengths, more models than lanes and more lanes than models."""
     monkeypatch.setenv("RUM_GRAPHS", graphs)
-    data, recipe = tiny(planted.train, 100), rum.Recipe(epochs=4, lr=0.1, batch_size=20, schedule="linear", clip=1.0)
+    data = tiny(planted.train, 100).to(device)
+    recipe = rum.Recipe(epochs=4, lr=0.1, batch_size=20, schedule="linear", clip=1.0)
     subsets = [torch.randperm(100, generator=torch.Generator().manual_seed(k))[:50 + k] for k in range(5)]
     before = torch.random.get_rng_state()
     with rum.cost() as spent:
@@ -177,6 +203,17 @@ def test_models_that_draw_numbers_are_trained_one_by_one(planted):
         assert same(model, rum.fit(dropping, planted.train[subset], recipe, seed=seed))
 
 
+def test_want_of_memory_says_what_to_change(planted):
+    class Greedy(nn.Linear):
+        def forward(self, x):
+            if self.training:
+                raise torch.OutOfMemoryError("none is left")
+            return super().forward(x)
+
+    with pytest.raises(torch.OutOfMemoryError, match=r"none is left\n.*batch_size=20\).*AT_ONCE, 8"):
+        rum.fit(nn.Sequential(nn.Flatten(), Greedy(16, 3)), planted.train, rum.Recipe(batch_size=20))
+
+
 def test_one_that_diverges_is_reported(planted):
     with pytest.raises(FloatingPointError, match=r"lower lr=1e\+30"):
         rum.fit_many(make_normed, tiny(planted.train, 60), [torch.arange(40), torch.arange(20, 60)],
@@ -204,8 +241,7 @@ def test_a_device_that_is_not_there_is_refused_before_any_data_is_read(tmp_path)
 
 
 def test_queues_are_asked_for_before_cuda_starts():
-    assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] and os.environ["CUBLAS_WORKSPACE_CONFIG"]
-    assert not torch.cuda.is_initialized()                   # nor does anything that was imported
+    assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] and os.environ["CUBLAS_WORKSPACE_CONFIG"]       # by the import
 
 
 def test_lanes_are_as_many_as_asked_for():
@@ -260,7 +296,7 @@ def test_the_toy_study_scores_unlearns_and_refines(toy):
     refined = rum.RUM(rum.Refine(toy.score), (rum.Keep(), *[rum.Finetune(epochs=1, batch_size=16, amp=True)] * 2))
     rows = toy.unlearn(rum.Cell(levels["mix"], algorithm, 0, {"algorithm": name}) for name, algorithm in
                        {**{name: alg for name, (alg, _) in toy.candidates(1).items()}, "RUM": refined}.items())
-    assert len(rows) == 7 + 9 + 1 and not rows["diverged"].any()
+    assert len(rows) == 8 + 1 and not rows["diverged"].any()
     assert rows["tow"].between(0, 1).all()
     assert {name: toy.provenance()[name] for name in ("device", "profile")} == {"device": "cpu", "profile": "toy"}
 

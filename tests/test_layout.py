@@ -14,7 +14,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 # A module imports from the floors below its own, or from its own package; those of the ground floor import nothing.
-FLOORS = ("names", "data models plots device graphs", "train code timing", "scores algorithms metrics",
+FLOORS = ("names device", "data models plots graphs", "train code timing", "scores algorithms metrics",
           "rum rows spdgan", "choose", "profiles engine tune", "cells", "study card", "status", "plan",
           "paper verify bench")
 

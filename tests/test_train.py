@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import echo, make_model, make_normed, same, tiny
 from torch import nn
+from torchvision.models import resnet18 as torchvision_resnet18
 
 import rumlib as rum
 from rumlib.models import build, describe, resnet18
@@ -304,6 +305,29 @@ def test_a_network_maps_images_to_logits_and_learns_in_every_part(make, shape):
     assert logits.shape == (2, 4)
     logits.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_with_its_own_stem_resnet18_is_torchvisions():
+    ours, theirs = build(partial(resnet18, stem="imagenet"), 3), build(partial(torchvision_resnet18, num_classes=10), 3)
+    assert same(ours[1], theirs) and sum(p.numel() for p in ours.parameters()) == 11_181_642
+    with pytest.raises(ValueError, match='"cifar" or "imagenet"; got \'small\''):
+        resnet18(stem="small")
+
+
+def test_resnet50_has_the_stem_for_small_images():
+    model = build(partial(rum.resnet50, classes=100), 0).eval()
+    assert sum(p.numel() for p in model.parameters()) == 23_705_252
+    seen = []
+    model[1].layer4.register_forward_hook(lambda *args: seen.append(args[-1].shape))
+    assert model(torch.rand(1, 3, 32, 32)).shape == (1, 100) and seen == [(1, 2048, 4, 4)]
+
+
+def test_vgg16_takes_images_of_its_size():
+    model = build(partial(rum.vgg16_bn, classes=200, size=64, units=256), 0).eval()
+    assert [layer.in_features for layer in model if isinstance(layer, nn.Linear)] == [2048, 256, 256]
+    assert model(torch.rand(1, 3, 64, 64)).shape == (1, 200)
+    with pytest.raises(ValueError, match="multiple of 32; got 40"):
+        rum.vgg16_bn(size=40)
 
 
 def test_resnet18_has_the_stem_for_small_images():

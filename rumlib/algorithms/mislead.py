@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from rumlib.algorithms.base import Algorithm, count
 from rumlib.algorithms.distill import distillation
 from rumlib.algorithms.layers import reset
+from rumlib.device import send
 from rumlib.graphs import recordable
 from rumlib.train import Batch, count_examples, predict
 
@@ -75,7 +76,7 @@ class UNSIR(Algorithm):
         for batch in epoch.shuffled(retain):
             if epoch.number < self.impair:
                 size = max(round(len(batch.y) * self.share / (1 - self.share)), 1)
-                rows = torch.randint(len(y), (size,), generator=epoch.random).to(y.device, non_blocking=True)
+                rows = send(torch.randint(len(y), (size,), generator=epoch.random), y.device)
                 batch = Batch(torch.cat([batch.x, x[rows]]), torch.cat([batch.y, y[rows]]), batch.rows)
             yield None, batch
 
