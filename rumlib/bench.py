@@ -413,8 +413,8 @@ def linear(device) -> Found:
         models = {"subset models": lambda k: [bank(make_model, digits(), recipe, range(32)) for _ in range(k)]}
     ways = {"examples": lambda k: fit(make_model, images[:k * scale], recipe)} | models
     for what, way in ways.items():
-        taken = seconds(*(partial(way, k) for k in (1, 2, 4)))
-        yield f" in the number of {what}, against 1", exponent(*taken), 1.0, "exponent"
+        times = seconds(*(partial(way, k) for k in (1, 2, 4)))
+        yield f" in the number of {what}, against 1", exponent(*times), 1.0, "exponent"
 
 
 # -- Unlearning -------------------------------------------------------------------------------------------------------
