@@ -259,7 +259,7 @@ def test_noise_is_as_long_as_the_shift_and_stays_in_range(shift, digits):
     (lambda: rum.SPDGAN(epochs=0), "epochs"),
     (lambda: rum.SPDGAN(lr=0), "lr"),
     (lambda: rum.SPDGAN(keep=-1), "at least 0"),
-], ids=str)
+], ids=["eps", "sign", "epochs", "lr", "keep"])
 def test_a_wrong_construction_is_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()
