@@ -109,8 +109,9 @@ def harass(which, kills, home, undisturbed):
     while killed < kills or len(finished(home)) < 10:
         there, child = len(finished(home)), start(home)
         started.append(child)
-        while chance.random() < 0.99 and len(finished(home)) == there and not over(child):
-            time.sleep(0.05)                                 # until it has got to work, mostly
+        at_work = chance.random() < 0.75                     # or while it has not finished anything yet
+        while at_work and len(finished(home)) == there and not over(child):
+            time.sleep(0.05)
         time.sleep(chance.uniform(0, 1.5 * taken / kills))
         if over(child):                                      # the whole study, so quickly: once more from the beginning
             end_all()
