@@ -84,7 +84,7 @@ class Profile:
     ascent_rates: tuple[float, ...] = ()
     rum_budget: int = 3
     rum_rates: tuple[float, ...] = ()
-    verdict_seeds: int = 24
+    verdict_seeds: int = 32
     algorithms: Mapping[str, Algorithm | SalUn] = field(default_factory=dict)
     further: Mapping[str, tuple[Callable, Mapping]] = field(default_factory=dict)
     classes: Mapping[str, object] = field(default_factory=dict)
