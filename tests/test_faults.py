@@ -88,8 +88,11 @@ def harass(which, kills, home, undisturbed):
         child = os.fork()
         if not child:
             os.setpgid(0, 0)                                 # with the workers that it will start
-            rows_of(which, home)
-            os._exit(0)
+            try:
+                rows_of(which, home)
+                os._exit(0)
+            finally:                                         # the child must not go on as its parent does
+                os._exit(1)
         return child
 
     def over(child):
@@ -101,25 +104,25 @@ def harass(which, kills, home, undisturbed):
                 os.killpg(child, signal.SIGKILL)
 
     rum.load("digits")
-    chance, killed, home = random.Random(0), 0, Path(home)
-    began = time.perf_counter()
+    chance, killed, home, undisturbed = random.Random(0), 0, Path(home), Path(undisturbed)
     started = [start(undisturbed)]
-    os.waitpid(started[0], 0)
-    taken = time.perf_counter() - began
+    assert os.waitpid(started[0], 0)[1] == 0
+    stride = 3 * len(finished(undisturbed)) // (2 * kills)   # moments by what is done: a clock depends on the machine
     while killed < kills or len(finished(home)) < 10:
-        there, child = len(finished(home)), start(home)
+        goal, child = len(finished(home)) + chance.randint(0, stride), start(home)
         started.append(child)
-        at_work = chance.random() < 0.75                     # or while it has not finished anything yet
-        while at_work and len(finished(home)) == there and not over(child):
+        while len(finished(home)) < goal and not over(child):
             time.sleep(0.05)
-        time.sleep(chance.uniform(0, 1.5 * taken / kills))
-        if over(child):                                      # the whole study, so quickly: once more from the beginning
+        time.sleep(chance.uniform(0, 0.5))
+        if over(child):                                      # the whole study: once more from the beginning
             end_all()
             shutil.rmtree(home)
         elif chance.random() < 0.5:
             end_all()
         os.kill(child, signal.SIGKILL)                       # or alone: its workers go on, beside those of the next
-        killed += os.waitpid(child, 0)[1] == signal.SIGKILL
+        status = os.waitpid(child, 0)[1]
+        assert status in (0, signal.SIGKILL)
+        killed += status == signal.SIGKILL
     end_all()
     print(killed)
 
