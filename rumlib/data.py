@@ -151,7 +151,7 @@ def as_input(x: Tensor, weight: Tensor | None = None) -> Tensor:
 
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     """Each image (n, c, h, w) shifted by up to an eighth of its height over a zero border and mirrored at random."""
-    n, _, h, w = x.shape
+    n, channels, h, w = x.shape
     pad = h // 8
     padded = torch.nn.functional.pad(x, (pad, pad, pad, pad))
     top, left = send(torch.randint(0, 2 * pad + 1, (2, n), generator=generator), x.device)
@@ -159,8 +159,8 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     column = torch.arange(w, device=x.device).expand(n, w)
     column = torch.where(mirrored[:, None], w - 1 - column, column) + left[:, None]     # (n, w)
     row = torch.arange(h, device=x.device) + top[:, None]                               # (n, h)
-    image = torch.arange(n, device=x.device)[:, None, None]
-    return padded[image, :, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)    # gathered as (n, h, w, c)
+    pixel = (row * (w + 2 * pad))[:, :, None] + column[:, None, :]                      # (n, h, w), in a padded image
+    return padded.flatten(2).gather(2, pixel.flatten(1)[:, None].expand(-1, channels, -1)).view(x.shape)
 
 
 # -- Loading ----------------------------------------------------------------------------------------------------------
