@@ -91,12 +91,16 @@ verify: $(READY)
 clean:
 	rm -rf runs site figures/smoke
 
-# For those who work on the project: put the outputs of the last laptop run into the notebooks; renew the pins.
+# For those who work on the project: put the outputs of the last laptop run into the notebooks, and those of another
+# profile into notebooks beside its figures, with their parameters; renew the pins.
+KEPT = $(if $(filter laptop,$(PROFILE)),notebooks,figures/$(PROFILE)/notebooks)
 keep: $(READY)
-	$(PYTHON) -W ignore -m jupyter nbconvert --to notebook --output-dir notebooks --log-level WARN \
-	    --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags injected-parameters \
+	$(PYTHON) -W ignore -m jupyter nbconvert --to notebook --output-dir $(KEPT) --log-level WARN \
+	    --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags \
+	    $(if $(filter laptop,$(PROFILE)),injected-parameters,parameters) \
 	    --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.preserve_cell_metadata_mask tags \
-	    --ClearMetadataPreprocessor.preserve_nb_metadata_mask kernelspec $(NOTEBOOKS:notebooks/%=runs/laptop/%)
+	    --ClearMetadataPreprocessor.preserve_nb_metadata_mask kernelspec \
+	    $(filter-out %.unfinished.ipynb,$(wildcard runs/$(PROFILE)/[0-9]*.ipynb))
 
 lock:
 	printf 'hatchling\neditables\n' | uv pip compile --universal --python-version 3.11 --all-extras --no-annotate \
