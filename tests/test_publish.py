@@ -344,3 +344,18 @@ def test_the_commands_say_what_they_did(tmp_path, monkeypatch, capsys):
     publishing("smoke", f"{tmp_path}/figures/smoke/results")
     said = capsys.readouterr().out
     assert "0 cells unpacked into" in said and "ask for 1, and the others are stale" in said
+
+
+SHIPPED = sorted((Path(__file__).parents[1] / "figures").glob("*/results"))
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.parent.name)
+def test_the_results_that_ship_are_whole_and_of_these_images(folder):
+    found = Packed(folder)
+    assert found.manifest["missing"] == 0 and sum(1 for _ in found) == sum(found.manifest["cells"].values())
+    p = rum.profile(found.manifest["profile"])
+    try:
+        train, test = rum.load(p.data, **p.options)
+    except FileNotFoundError:
+        pytest.skip(f"{p.data} is not here")
+    assert found.manifest["labels"][p.name] == [rum.label_hash(train.y), rum.label_hash(test.y)]
