@@ -18,7 +18,7 @@
 #              changed since that figure was made
 # make clean   remove everything that a run made (not .venv)
 #
-# PROFILE=smoke | laptop | cifar10-small | cifar10 | cifar100 | tiny_imagenet
+# PROFILE=smoke | laptop | cifar10-small | cifar10-cpu | cifar10 | cifar100 | tiny_imagenet
 #                                                 how big a study (rumlib/profiles.py)
 # RUM_ENGINE=loky | serial | dask                  where the work runs (rumlib/engine.py): Dask for clusters
 # RUM_DEVICE=auto | cuda | cuda:1 | mps | cpu       what computes where the profile says auto (rumlib/device.py)
