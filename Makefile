@@ -19,8 +19,8 @@
 # make clean   remove everything that a run made (not .venv)
 #
 # PROFILE=smoke | laptop | cifar10-small | cifar10-cpu | cifar10 | cifar100 | tiny_imagenet
-#                                                 how big a study (rumlib/profiles.py)
-# RUM_ENGINE=loky | serial | dask                  where the work runs (rumlib/engine.py): Dask for clusters
+#                                                 how big a study (rumlib/lab/profiles.py)
+# RUM_ENGINE=loky | serial | dask                  where the work runs (rumlib/lab/engine.py): Dask for clusters
 # RUM_DEVICE=auto | cuda | cuda:1 | mps | cpu       what computes where the profile says auto (rumlib/device.py)
 # PYTHON=/path/to/python                          use an environment that exists and install nothing
 
@@ -49,16 +49,16 @@ NBVAL = RUM_FIGURES=$(CURDIR)/runs/figures $(PYTHON) -m pytest --nbval-lax --nbv
     --nbval-cell-timeout 1200
 
 paper: $(READY)
-	@$(PYTHON) -m rumlib.paper $(PROFILE) "" "$(MINUTES)" "$(FROM)"
+	@$(PYTHON) -m rumlib.lab.run $(PROFILE) "" "$(MINUTES)" "$(FROM)"
 
 publish: $(READY)
-	@$(PYTHON) -m rumlib.publish $(PROFILE)
+	@$(PYTHON) -m rumlib.lab.publish $(PROFILE)
 
 unpack: $(READY)
-	@$(PYTHON) -m rumlib.publish $(PROFILE) "$(or $(FROM),figures/$(PROFILE)/results)"
+	@$(PYTHON) -m rumlib.lab.publish $(PROFILE) "$(or $(FROM),figures/$(PROFILE)/results)"
 
 grid: $(READY)
-	@$(PYTHON) -m rumlib.paper "$(PROFILES)" "$(SEEDS)" "$(MINUTES)"
+	@$(PYTHON) -m rumlib.lab.run "$(PROFILES)" "$(SEEDS)" "$(MINUTES)"
 
 test: $(READY)
 	$(PYTHON) -m ruff check .
@@ -74,19 +74,19 @@ site: $(READY)
 	$(PYTHON) -m jupyter nbconvert --to html --output-dir site $(wildcard $(EXECUTED))
 
 bench: $(READY)
-	@$(PYTHON) -m rumlib.bench "$(ROWS)"
+	@$(PYTHON) tests/bench.py "$(ROWS)"
 
 plan: $(READY)
-	@$(PYTHON) -m rumlib.plan $(PROFILE) devices=$(DEVICES) tflops=$(TFLOPS)
+	@$(PYTHON) -m rumlib.lab.plan $(PROFILE) devices=$(DEVICES) tflops=$(TFLOPS)
 
 status: $(READY)
-	@$(PYTHON) -m rumlib.status $(PROFILE)
+	@$(PYTHON) -m rumlib.lab.check $(PROFILE)
 
 clean-stale: $(READY)
-	@$(PYTHON) -m rumlib.status $(PROFILE) --clean-stale
+	@$(PYTHON) -m rumlib.lab.check $(PROFILE) --clean-stale
 
 verify: $(READY)
-	@$(PYTHON) -m rumlib.verify $(or $(FIGURE),$(PROFILE)) $(SAMPLE)
+	@$(PYTHON) -m rumlib.lab.verify $(or $(FIGURE),$(PROFILE)) $(SAMPLE)
 
 clean:
 	rm -rf runs site figures/smoke

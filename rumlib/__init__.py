@@ -3,36 +3,25 @@
 Start with the notebooks, or with the five lines of the README. The order here is the path that data takes.
 """
 
-from rumlib.algorithms import (
-    SSD,
-    UNSIR,
-    Algorithm,
-    BadTeacher,
-    BoundaryExpand,
-    BoundaryShrink,
-    ClassProjection,
-    Finetune,
-    Fisher,
-    InfluenceUnlearning,
-    Keep,
-    L1Sparse,
-    LastLayers,
-    NegGrad,
-    NegGradPlus,
-    RandomK,
-    RandomLabel,
-    RandomTopK,
-    Retrain,
-    SalUn,
-    Scrub,
-    TopK,
-    layers_reached,
-    separability,
-    xent,
-)
-from rumlib.card import Card, forget_ids
+from rumlib.algorithms.base import Algorithm, Keep, Retrain, xent
+from rumlib.algorithms.boundary import BoundaryExpand, BoundaryShrink
+from rumlib.algorithms.dampen import SSD, Fisher
+from rumlib.algorithms.distill import Scrub
+from rumlib.algorithms.gradient import Finetune, L1Sparse, NegGrad, NegGradPlus
+from rumlib.algorithms.influence import InfluenceUnlearning
+from rumlib.algorithms.layers import LastLayers
+from rumlib.algorithms.mislead import UNSIR, BadTeacher
+from rumlib.algorithms.perturb import RandomK, RandomTopK, TopK, layers_reached
+from rumlib.algorithms.projection import ClassProjection, separability
+from rumlib.algorithms.relabel import RandomLabel, SalUn
 from rumlib.choose import AutoRUM, Calibrated, HeldOut, JensenShannon, Memorized
-from rumlib.data import Examples, from_dataset, gaussians, label_hash, load
+from rumlib.data import Examples, label_hash
+from rumlib.datasets import forget_ids, from_dataset, gaussians, load
+from rumlib.ensemble import fit_many
+from rumlib.lab.card import Card
+from rumlib.lab.profiles import Profile, profile
+from rumlib.lab.study import Cell, ForgetSet, Study, vary
+from rumlib.lab.tuning import tuned
 from rumlib.metrics import (
     acceleration,
     accuracies,
@@ -61,27 +50,12 @@ from rumlib.metrics import (
     weight_distance,
 )
 from rumlib.models import build, describe, mlp, resnet18, resnet50, small_resnet, vgg16_bn, vit_tiny
-from rumlib.profiles import Profile, profile
-from rumlib.rows import contrast, summarise, tow_between
+from rumlib.proxies import PROXIES, Curvature, Trace, proxy
 from rumlib.rum import RUM, Refine, Shuffled, stream
-from rumlib.scores import (
-    PROXIES,
-    Curvature,
-    Score,
-    Trace,
-    bands,
-    entanglement,
-    matched,
-    memorization,
-    memorization_from,
-    mmd,
-    neighbours,
-    proxy,
-)
+from rumlib.scores import Score, bands, entanglement, matched, memorization, memorization_from, mmd, neighbours
 from rumlib.spdgan import SPDGAN, Degree, Shift, probes, unlearning_degree
-from rumlib.study import Cell, ForgetSet, Study, vary
-from rumlib.train import Recipe, accuracy, cost, features, fit, fit_many, predict
-from rumlib.tune import tuned
+from rumlib.stats import contrast, summarise, tow_between
+from rumlib.train import Recipe, accuracy, cost, features, fit, predict
 
 __all__ = ["PROXIES", "RUM", "SPDGAN", "SSD", "UNSIR", "Algorithm", "AutoRUM", "BadTeacher", "BoundaryExpand",
            "BoundaryShrink", "Calibrated", "Card", "Cell", "ClassProjection", "Curvature", "Degree", "Examples",

@@ -19,14 +19,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from rumlib.algorithms import Keep
-from rumlib.algorithms.base import accept
+from rumlib.algorithms.base import Keep, validate_inputs
 from rumlib.data import Examples
 from rumlib.metrics import jensen_shannon
 from rumlib.models import Factory
 from rumlib.rum import RUM, check_order, sequence
 from rumlib.scores import Score
-from rumlib.train import Recipe, accuracy, correct, cost, derive, fit, predict
+from rumlib.train import Recipe, accuracy, correct, cost, derive_seed, fit, predict
 
 # -- Judges -----------------------------------------------------------------------------------------------------------
 
@@ -152,7 +151,7 @@ class AutoRUM:
     def choices(self, model: nn.Module, forget: Examples, retain: Examples, order: tuple[int, ...] | None = None, *,
                 seed: int = 0) -> Iterator[Choice]:
         """Part by part, what is chosen."""
-        accept(model, forget, retain)
+        validate_inputs(model, forget, retain)
         original, parts, gone = model, self.refine(forget), None
         order = order or tuple(reversed(range(len(parts))))
         with cost() as spent:
@@ -203,10 +202,10 @@ class Calibrated:
 
     def settle(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> tuple[RUM, nn.Module]:
         """The RUM that was chosen on the twin, and the model that it unlearns to with this seed."""
-        accept(model, forget, retain)
+        validate_inputs(model, forget, retain)
         gone, known = self.twin(forget, retain)
-        reference = fit(self.make_model, known, self.recipe, seed=derive(seed, "twin", self.number))
-        original = fit(self.make_model, known + gone, self.recipe, seed=derive(seed, "twin", self.number))
+        reference = fit(self.make_model, known, self.recipe, seed=derive_seed(seed, "twin", self.number))
+        original = fit(self.make_model, known + gone, self.recipe, seed=derive_seed(seed, "twin", self.number))
 
         def judge(model, original, forget, retain):
             d = [abs(accuracy(model, part) - accuracy(reference, part)) for part in (forget, retain)]

@@ -4,12 +4,15 @@
     pick("cuda:1")                                           # that one, or an error
     send(x, device)                                          # without waiting for what the device is doing
     finished()                                               # wait: a clock that is read now has measured the work
-    with torch.random.fork_rng(drawing()): ...               # leave the random state as it was, that of GPUs too
+    with torch.random.fork_rng(cuda_rng_devices()): ...      # leave the random state as it was, that of GPUs too
 """
 
 from __future__ import annotations
 
 import os
+import statistics
+import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -51,7 +54,7 @@ def send(x: Tensor, device: torch.device) -> Tensor:
     return x.to(device)
 
 
-def drawing() -> range:
+def cuda_rng_devices() -> range:
     """The CUDA devices that have a random state. Where CUDA has not been started, it is not started for that."""
     return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
 
@@ -60,3 +63,25 @@ def finished() -> None:
     """Wait until a GPU has done what it was asked to."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
+
+
+def seconds(*ways: Callable[[], object], rounds: int = 3) -> list[float]:
+    """Median wall time of each, taken in turns so that a busy machine slows all alike; what they have started on a GPU
+    is waited for."""
+    times = [[] for _ in ways]
+    for _ in range(rounds):
+        for way, taken in zip(ways, times, strict=True):
+            finished()
+            start = time.perf_counter()
+            way()
+            finished()
+            taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in times]
+
+
+def plain_name(name: str, what: str) -> str:
+    """The name, if a file of it stays in its folder. Raises ValueError for a path, an empty or a hidden name."""
+    if not isinstance(name, str) or not name.strip() or name.startswith(".") or set(name) & set("/\\\0"):
+        raise ValueError(f"the name of {what} becomes a file and cannot be {name!r}: no / or \\, no dot in front, not "
+                         f"empty")
+    return name

@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from rumlib.device import drawing
+from rumlib.device import cuda_rng_devices
 
 Factory = Callable[[], nn.Module]
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)               # of CIFAR-10's channels
@@ -129,13 +129,13 @@ class Normalize(nn.Module):
 
 def build(make_model: Factory, seed: int) -> nn.Module:
     """A new model with weights drawn from `seed`; the global random state is left as it was."""
-    with torch.random.fork_rng(drawing()):                   # the seed is set on GPUs too
+    with torch.random.fork_rng(cuda_rng_devices()):                   # the seed is set on GPUs too
         torch.manual_seed(seed)
         return make_model()
 
 
 def describe(make_model: Factory) -> str:
-    """The name and arguments of a factory: its label, and its identity in keys of remembered results."""
+    """The name and arguments of a factory: its label, and its identity in keys of memoized results."""
     arguments = {}
     if isinstance(make_model, partial):
         arguments = make_model.keywords

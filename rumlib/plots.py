@@ -23,7 +23,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rumlib.names import plain_name
+from rumlib.device import plain_name
 
 INK = "#333333"
 COLOURS = {

@@ -22,10 +22,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from rumlib.algorithms.base import accept
+from rumlib.algorithms.base import validate_inputs
 from rumlib.data import Examples
 from rumlib.scores import Score
-from rumlib.train import derive
+from rumlib.train import derive_seed
 
 WAITING = ("retain", "leave_out")
 
@@ -86,7 +86,7 @@ class Shuffled:
         return self.parts
 
     def __call__(self, forget: Examples) -> list[Examples]:
-        random = torch.Generator().manual_seed(derive(self.seed, "shuffled parts"))
+        random = torch.Generator().manual_seed(derive_seed(self.seed, "shuffled parts"))
         return _cut(forget, torch.randperm(len(forget), generator=random), self.parts)
 
 
@@ -131,7 +131,7 @@ class RUM:
     def stages(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0,
                done: int = 0) -> Iterator[Stage]:
         """Step by step what has happened. With `done`, that many steps are left out: `model` is the one after them."""
-        accept(model, forget, retain)
+        validate_inputs(model, forget, retain)
         parts = self.refine(forget)
         if len(parts) != len(self.steps):
             raise ValueError(f"{self.refine!r} gave {len(parts)} parts for {len(self.steps)} steps, one algorithm each")

@@ -32,7 +32,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from tqdm.auto import tqdm
 
 from rumlib.data import Examples, as_input
-from rumlib.train import Batch, correct, derive, embed, features, fits, predict, seeded, shuffled
+from rumlib.train import Batch, check_compatible, correct, derive_seed, embed, features, predict, seeded, shuffled
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class SPDGAN:
         quiet      no progress bar
         """
         check(forget)
-        fits(source, forget)
-        fits(reference, forget)
+        check_compatible(source, forget)
+        check_compatible(reference, forget)
         weight = next(source.parameters())
         source, reference = (copy.deepcopy(model).eval().requires_grad_(False) for model in (source, reference))
         reference.to(weight.device)
@@ -255,7 +255,7 @@ def probes(shifts: Iterable[Shift], sets: Mapping[str, Examples], *, seed: int =
     for k, shift in enumerate(shifts):
         shifted = {name: shift.of(examples) for name, examples in sets.items()}
         asked[f"shifted {k}"] = shifted
-        asked[f"noise {k}"] = {name: noisy(examples, shifted[name], seed=derive(seed, "noise", k, name))
+        asked[f"noise {k}"] = {name: noisy(examples, shifted[name], seed=derive_seed(seed, "noise", k, name))
                                for name, examples in sets.items()}
     return asked
 

@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rumlib.data import Examples, as_input, augment
-from rumlib.device import drawing, finished, send
+from rumlib.device import cuda_rng_devices, finished, send
 from rumlib.graphs import Recorded, lanes, recordable, wanted
-from rumlib.models import Factory, Normalize, build
+from rumlib.models import Factory, build
 
 SCHEDULES = ("constant", "cosine", "linear", "step")
 
@@ -115,11 +115,13 @@ class Descent:
 
     def __init__(self, model: nn.Module, loss: Callable, recipe: Recipe, only: dict[str, Tensor] | None = None):
         self.model, self.loss, self.recipe = model, loss, recipe
-        self.parts = [Part(p, only[name] if only else None) for name, p in model.named_parameters() if p.requires_grad]
+        self.parts = [MaskedParameter(p, only[name] if only else None)
+                      for name, p in model.named_parameters() if p.requires_grad]
         if not any(part.whole.requires_grad for part in self.parts):
             raise ValueError("no weight may learn: all parameters are frozen (requires_grad is False) or outside the "
                              "mask")
         self.weights = [part.learned for part in self.parts]
+        self.clip = getattr(model, "clip_gradients", nn.utils.clip_grad_norm_)       # stacked models: each its own
         device = next(model.parameters()).device
         recorded = wanted(loss, device)
         self.step = Recorded(self._step, device) if recorded else self._step
@@ -166,8 +168,7 @@ class Descent:
         for part in self.parts:
             part.take_gradient()
         if self.recipe.clip:
-            clip_gradients(self.weights, self.recipe.clip,
-                           models=len(self.model) if isinstance(self.model, Stacked) else 1)
+            self.clip(self.weights, self.recipe.clip)
         self.optimizer.step()
         for part in self.parts:
             part.put_back()
@@ -194,10 +195,10 @@ def _fitting(recipe: Recipe):
     except torch.OutOfMemoryError as problem:
         raise torch.OutOfMemoryError(
             f"{problem}\nTake smaller batches (batch_size={recipe.batch_size}), fewer models side by side "
-            f"(rumlib.train.AT_ONCE, {AT_ONCE}), or end other processes on the device") from problem
+            f"(rumlib.ensemble.AT_ONCE), or end other processes on the device") from problem
 
 
-class Part:
+class MaskedParameter:
     """What SGD moves of a parameter: all of it, or the weights marked in a bool mask, gathered into a vector of their
     own. The others are never touched, and a step costs as much as there are weights to move."""
 
@@ -266,7 +267,7 @@ def fit(model: nn.Module | Factory, examples: Examples, recipe: Recipe, *, seed:
     `probe(model, x, y, rows)` may try the model on it before (`rumlib.scores.Curvature`).
     """
     model = copy.deepcopy(model) if isinstance(model, nn.Module) else build(model, seed).to(examples.x.device)
-    fits(model, examples)
+    check_compatible(model, examples)
 
     def probed(model, x, y, rows):
         probe(model, x, y, rows)
@@ -290,135 +291,6 @@ def cross_entropy(model: nn.Module, x: Tensor, y: Tensor, rows: Tensor) -> tuple
 
 
 # -- Many models at once ----------------------------------------------------------------------------------------------
-
-AT_ONCE = 8                                                  # side by side on a GPU: by estimate, not measured yet
-
-
-class Stacked(nn.Module):
-    """K models of one architecture as one: each weight has a leading dimension K, and so have inputs and logits.
-
-    Matrix products become batched ones: on a CPU core, hundreds of small MLPs train several times faster than one by
-    one (measured in `make bench`). Convolutions gain nothing and BatchNorm keeps state, so `fits_stacking` says which
-    models can be stacked.
-    """
-
-    def __init__(self, models: list[nn.Module]):
-        super().__init__()
-        stacked, _ = torch.func.stack_module_state(models)
-        self.names = list(stacked)
-        self.weights = nn.ParameterList([p.detach() for p in stacked.values()])
-        object.__setattr__(self, "single", copy.deepcopy(models[0]))        # the architecture, not a submodule
-
-    def __len__(self) -> int:
-        return len(self.weights[0])
-
-    def forward(self, x: Tensor) -> Tensor:                  # (K, batch, ...) -> (K, batch, classes)
-        def one(weights, x):
-            return torch.func.functional_call(self.single, weights, (x,))
-
-        return torch.vmap(one)(dict(zip(self.names, self.weights, strict=True)), x)
-
-    def unstack(self, make_model: Factory) -> list[nn.Module]:
-        """The K models as modules of their own."""
-        models = []
-        for k in range(len(self)):
-            model = build(make_model, 0).to(self.weights[0].device)
-            model.load_state_dict({n: w[k].detach().clone() for n, w in zip(self.names, self.weights, strict=True)})
-            models.append(model.eval())
-        return models
-
-
-def fits_stacking(model: nn.Module) -> bool:
-    """Whether `model` is made of fully connected layers and activations alone."""
-    plain = (nn.Linear, nn.ReLU, nn.GELU, nn.Tanh, nn.Flatten, nn.Sequential, nn.Identity, nn.LayerNorm, Normalize)
-    return all(isinstance(module, plain) for module in model.modules())
-
-
-def fit_many(make_model: Factory, examples: Examples, subsets: list[Tensor], recipe: Recipe, *,
-             seeds: list[int], at_once: int | None = None) -> list[nn.Module]:
-    """Train one model for each subset (positions in `examples`) and seed, on the device of the examples.
-
-    Model k equals ``fit(make_model, examples[subsets[k]], recipe, seed=seeds[k])`` up to rounding. Models that can be
-    stacked are trained together, on subsets of one length; others in turns, `at_once` of them side by side: None says
-    AT_ONCE on a GPU, else 1. Models that draw random numbers (dropout) are trained one by one.
-    """
-    tasks = list(zip(subsets, seeds, strict=True))
-    first = build(make_model, seeds[0])
-    fits(first, examples)
-    if not fits_stacking(first) or recipe.augment or len({len(subset) for subset in subsets}) > 1:
-        if at_once is None:
-            at_once = AT_ONCE if examples.x.device.type == "cuda" else 1
-        return in_turns(make_model, examples, tasks, recipe, 1 if draws(first, examples) else at_once)
-    models = [build(make_model, seed).to(examples.x.device) for seed in seeds]
-    rows = torch.stack(list(subsets))                                                   # (K, m)
-    x, y = as_input(examples.x), examples.y.to(examples.x.device)
-    with contextlib.ExitStack() as stack:
-        randoms = [stack.enter_context(seeded(seed, "order")) for seed in seeds]
-
-        def batches():
-            for _ in range(recipe.epochs):
-                count_passes(len(seeds))
-                order = torch.stack([torch.randperm(rows.shape[1], generator=random) for random in randoms])
-                for part in cut(send(rows.gather(1, order), x.device), recipe.batch_size):           # (K, batch)
-                    yield x[part], y[part]
-
-        def loss(model, x, y):                               # the sum over models: their gradients do not mix
-            return F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum") / y.shape[1]
-
-        steps = recipe.epochs * batch_count(rows.shape[1], recipe.batch_size)
-        return descend(Stacked(models), batches(), loss, recipe, steps=steps).unstack(make_model)
-
-
-def in_turns(make_model: Factory, examples: Examples, tasks: list[tuple[Tensor, int]], recipe: Recipe,
-             at_once: int) -> list[nn.Module]:
-    """`fit` for each (subset, seed), `at_once` of them side by side: by turns each takes a step, on a GPU each on a
-    stream of its own, so that small kernels of several models share it."""
-    device, trained = examples.x.device, {}
-
-    def lane(own: list[int]) -> Iterator[tuple]:             # one model after the other, in the same memory
-        model = build(make_model, 0).to(device)
-        with Descent(model, cross_entropy, recipe) as descent:
-            for k in own:
-                subset, seed = tasks[k]
-                part = examples[subset]
-                fits(model, part)
-                descent.restart(build(make_model, seed).state_dict())
-                with seeded(seed, "order") as random:
-                    yield from descent.steps(epochs(part, recipe, random, next(model.parameters())),
-                                             of=recipe.epochs * batch_count(len(part), recipe.batch_size))
-                trained[k] = copy.deepcopy(model).eval()
-
-    count = min(at_once, len(tasks))
-    # Seeded blocks that overlap do not leave the random state as it was: one around all of them does.
-    with torch.random.fork_rng(drawing()), lanes(device, count) as places:
-        running = [(lane(list(range(k, len(tasks), count))), place) for k, place in enumerate(places)]
-        while running:
-            for run, place in tuple(running):
-                with place:
-                    if next(run, None) is None:
-                        running.remove((run, place))
-    return [trained[k] for k in range(len(tasks))]
-
-
-def draws(model: nn.Module, examples: Examples) -> bool:
-    """Whether a model, on the CPU, draws random numbers while it trains."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        before = torch.random.get_rng_state()
-        copy.deepcopy(model).train()(as_input(examples.x[:2], next(model.parameters())))
-        return not torch.equal(before, torch.random.get_rng_state())
-
-
-def clip_gradients(weights: list[Tensor], limit: float, *, models: int = 1) -> None:
-    """Scale the gradient to a norm of at most `limit`; with several stacked models, the gradient of each."""
-    grads = [p.grad for p in weights if p.grad is not None]
-    if models == 1:
-        norm = torch.stack([torch.linalg.vector_norm(g) for g in grads]).norm()
-        scales = [(limit / (norm + 1e-6)).clamp(max=1)] * len(grads)
-    else:
-        norm = torch.stack([g.flatten(1).square().sum(1) for g in grads]).sum(0).sqrt()                # (models,)
-        scales = [(limit / (norm + 1e-6)).clamp(max=1).view(-1, *[1] * (g.ndim - 1)) for g in grads]
-    for g, scale in zip(grads, scales, strict=True):
-        g.mul_(scale)
 
 
 # -- What a trained model says ----------------------------------------------------------------------------------------
@@ -477,7 +349,7 @@ def evaluating(model: nn.Module):
             module.training = mode
 
 
-def fits(model: nn.Module, examples: Examples) -> None:
+def check_compatible(model: nn.Module, examples: Examples) -> None:
     """Refuse, before any training, examples that the model cannot take or whose labels it cannot name."""
     if not len(examples):
         raise ValueError("there is nothing to train on: the set is empty")
@@ -496,7 +368,7 @@ def fits(model: nn.Module, examples: Examples) -> None:
 # -- Randomness and cost ----------------------------------------------------------------------------------------------
 
 
-def derive(seed: int, *names) -> int:
+def derive_seed(seed: int, *names) -> int:
     """A seed for the task called `names`: the same wherever and in whatever order tasks run."""
     return int.from_bytes(hashlib.sha256(repr((seed, *names)).encode()).digest()[:7], "big")
 
@@ -505,9 +377,9 @@ def derive(seed: int, *names) -> int:
 def seeded(seed: int, *names):
     """A generator for the task called `names`. What takes no generator (dropout, say) draws from a forked global
     state inside; the caller's random state is left as it was."""
-    with torch.random.fork_rng(drawing()):
-        torch.manual_seed(derive(seed, *names, "global"))
-        yield torch.Generator().manual_seed(derive(seed, *names))
+    with torch.random.fork_rng(cuda_rng_devices()):
+        torch.manual_seed(derive_seed(seed, *names, "global"))
+        yield torch.Generator().manual_seed(derive_seed(seed, *names))
 
 
 @dataclass(eq=False)
@@ -554,7 +426,7 @@ def _passing(model: nn.Module, sizes: list[int]):
     """Put the sizes of all batches that are passed forward, in order to learn, into the list."""
     def see(module, inputs):
         if torch.is_grad_enabled():                          # else it is only asked: whether training may stop, say
-            sizes.append(len(inputs[0]) if not isinstance(module, Stacked) else inputs[0].shape[0] * inputs[0].shape[1])
+            sizes.append(inputs[0].shape[:1 + getattr(module, "stacked", False)].numel())
 
     hook = model.register_forward_pre_hook(see)
     try:

@@ -2,12 +2,11 @@
 
 import json
 
+import bench
 import pandas as pd
 import pytest
 import torch
-
-from rumlib import bench
-from rumlib.bench import ROWS, exponent, main, usual_loader, write
+from bench import ROWS, exponent, main, usual_loader, write
 
 ORIGIN = {"commit": "1234", "dirty": False, "machine": "a machine", "name": "CPU", "versions": {"torch": "2"}}
 

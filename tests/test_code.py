@@ -11,10 +11,10 @@ import pytest
 from joblib.externals.loky.backend.reduction import dumps
 
 import rumlib as rum
-from rumlib.code import PACKAGE, Package, code_of
+from rumlib.lab.codehash import PACKAGE, Package, code_of
 
 ROOT = Path(rum.__file__).parent
-COMPUTED = {name: f"rumlib.study.Study.{name}" for name in ("bank", "original", "probed", "oracle", "run")}
+COMPUTED = {name: f"rumlib.lab.study.Study.{name}" for name in ("bank", "original", "probed", "oracle", "run")}
 NAMED = {name: f"{getattr(rum, name).__module__}.{name}" for name in (
     *(name for name in rum.algorithms.__all__ if name not in ("Algorithm", "xent")), "RUM", "Refine", "Shuffled", "mlp",
     "small_resnet", "resnet18")} | COMPUTED
@@ -202,7 +202,7 @@ def test_a_definition_that_is_not_there_is_refused():
 MINE = '''
 import rumlib as rum
 from dataclasses import dataclass
-from rumlib.cells import remembered
+from rumlib.lab.memo import memoized
 
 STRENGTH = 2.0
 NAMES = {"a", "b", "c", "d", "e"}
@@ -228,7 +228,7 @@ def make_model():
 class MyStudy(rum.Study):
     """With a kind of cell of its own."""
 
-    @remembered
+    @memoized
     def double(self, number: int) -> dict:
         return {"value": helper(number) + self.one()}
 
@@ -277,7 +277,7 @@ def test_a_user_s_code_depends_on_what_it_uses_of_the_package(monkeypatch, tmp_p
     known = code_of(mine()["Mine"])
     for edit, same in (("body", True), ("base", False)):
         copy = Package(edited(tmp_path / edit.split()[0], *EDITS[edit][:3]))
-        monkeypatch.setattr("rumlib.code.PACKAGE", copy)
+        monkeypatch.setattr("rumlib.lab.codehash.PACKAGE", copy)
         assert (code_of(mine()["Mine"]) == known) == same
 
 
@@ -285,7 +285,7 @@ def test_a_user_s_code_is_the_same_in_every_process():
     """Sent to a process with another order of sets, as a notebook sends it to its workers."""
     names = mine()
     sent = [bytes(dumps(names[name])).hex() for name in ("Mine", "make_model")]
-    script = ("import pickle, sys; from rumlib.code import code_of\n"
+    script = ("import pickle, sys; from rumlib.lab.codehash import code_of\n"
               "print(*(code_of(pickle.loads(bytes.fromhex(part))) for part in sys.argv[1:]))")
     for seed in ("1", "2"):
         found = subprocess.run([sys.executable, "-c", script, *sent], capture_output=True,

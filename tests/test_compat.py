@@ -10,7 +10,7 @@ from torch import nn
 
 import rumlib as rum
 from rumlib.algorithms.relabel import published_mask, saliency_mask
-from rumlib.scores import curvature, symmetric_kl
+from rumlib.proxies import curvature, symmetric_kl
 
 seeds = pytest.mark.parametrize("seed", range(5))
 

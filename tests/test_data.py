@@ -230,11 +230,11 @@ def test_parquet_files_are_read_in_order(files):
 
 
 def test_jpegs_are_not_called_cifar10(files, tmp_path):
-    assert rum.data.source("cifar10", root=files) == "CIFAR-10 (JPEG)"
+    assert rum.datasets.source("cifar10", root=files) == "CIFAR-10 (JPEG)"
     table = pyarrow.parquet.read_table(files / "train.parquet")
     pyarrow.parquet.write_table(table.slice(1), tmp_path / "train.parquet")          # it begins with a PNG
-    assert rum.data.source("cifar10", root=tmp_path) == "cifar10"
-    assert rum.data.source("cifar10", root=tmp_path / "none") == "cifar10" and rum.data.source("digits") == "digits"
+    assert rum.datasets.source("cifar10", root=tmp_path) == "cifar10"
+    assert rum.datasets.source("cifar10", root=tmp_path / "none") == "cifar10" and rum.data.source("digits") == "digits"
 
 
 def test_parts_of_parquet_files_keep_their_rows(files):

@@ -17,10 +17,11 @@ from torch import nn
 import rumlib as rum
 from rumlib.algorithms.base import Algorithm
 from rumlib.device import pick
+from rumlib.ensemble import in_turns, uses_rng
 from rumlib.graphs import WARM_UP, Recorded, lanes, recordable
 from rumlib.models import build
-from rumlib.scores import TRACED
-from rumlib.train import Descent, cross_entropy, draws, epochs, in_turns
+from rumlib.proxies import TRACED
+from rumlib.train import Descent, cross_entropy, epochs
 
 CPU = torch.device("cpu")
 DEVICES = ("cpu", *["cuda"] * torch.cuda.is_available())
@@ -196,7 +197,7 @@ def test_models_that_draw_numbers_are_trained_one_by_one(planted):
     def dropping():
         return nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.Dropout(0.5), nn.ReLU(), nn.Linear(32, 3))
 
-    assert draws(dropping(), planted.train) and not draws(make_normed(), tiny(planted.train, 20))
+    assert uses_rng(dropping(), planted.train) and not uses_rng(make_normed(), tiny(planted.train, 20))
     recipe, subsets = rum.Recipe(epochs=2, batch_size=25), [torch.arange(60), torch.arange(50, 110)]
     for model, subset, seed in zip(rum.fit_many(dropping, planted.train, subsets, recipe, seeds=[1, 2], at_once=2),
                                    subsets, (1, 2), strict=True):

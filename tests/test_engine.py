@@ -18,7 +18,7 @@ import pytest
 from test_faults import TINY, Killed, finetune, open_study
 
 import rumlib as rum
-from rumlib import engine
+from rumlib.lab import engine
 
 ROOT = Path(rum.__file__).parents[1]
 

@@ -22,8 +22,8 @@ import safetensors.torch
 import torch
 
 import rumlib as rum
-from rumlib import cells
-from rumlib.cells import CellsFailed, Remembering, Stopped, Store, digest_of, remembered
+from rumlib.lab import memo
+from rumlib.lab.memo import CellsFailed, Memoized, Stopped, Store, digest_of, memoized
 
 TINY = replace(
     rum.profile("smoke"), name="tiny", options=dict(n=150, n_test=60), make_model=partial(rum.mlp, hidden=(8,)),
@@ -209,12 +209,12 @@ def test_a_damaged_file_of_any_kind_is_computed_again(kind, ending, damage, done
 def test_any_flipped_bit_is_noticed(done, tmp_path):
     """Anywhere in the file of a cell, also where its identity stands; if it still is whole, its content is the same."""
     path = files(done, "run/*.json")[0]
-    data, whole = path.read_bytes(), cells.parse(path.read_bytes(), path.stem)
+    data, whole = path.read_bytes(), memo.parse(path.read_bytes(), path.stem)
     for place in range(0, len(data), 7):
         changed = bytearray(data)
         changed[place] ^= 1 << place % 8
         try:
-            found = cells.parse(bytes(changed), path.stem)
+            found = memo.parse(bytes(changed), path.stem)
         except ValueError:
             continue
         assert found == whole
@@ -249,7 +249,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path):
     before = contents(tmp_path)
     who = rum.Study.original.identity(study, 1)
     key = digest_of(who)
-    temporary = study.store.path("original", key).with_name(f".{key}.safetensors.{cells._host()}.{os.getpid()}")
+    temporary = study.store.path("original", key).with_name(f".{key}.safetensors.{memo._host()}.{os.getpid()}")
     temporary.symlink_to("/dev/full")
     with pytest.raises(Stopped, match=rf"disk that holds {study.store.folder}/original is full.*make room.*goes on"):
         few(study, finetune, seeds=(1,))
@@ -263,7 +263,7 @@ def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path):
     store.write("kind", {"what": "test"}, {"a": 1})
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    here, folder = cells._host(), tmp_path / "kind"
+    here, folder = memo._host(), tmp_path / "kind"
     names = {f".a.json.{here}.{gone.pid}": False, f".b.json.{here}.{os.getpid()}": True, ".c.json.ffffff.1": True,
              ".d.json.ffffff.2": False, ".notes": True}
     for name in names:
@@ -321,7 +321,7 @@ HINDRANCES = {
     "a full disk": (OSError(errno.ENOSPC, "no space left"), "make room")}
 
 
-class Hindered(Remembering):
+class Hindered(Memoized):
     """Cells that need others; that of number 2 cannot be made as long as the file `switch` is there."""
 
     problem = None
@@ -330,13 +330,13 @@ class Hindered(Remembering):
     def identity(self):
         return {"test": "hindered"}
 
-    @remembered
+    @memoized
     def inner(self, k: int) -> dict:
         if k == 2 and (self.store.folder.parent / "switch").exists():
             raise self.problem
         return {"k": k}
 
-    @remembered
+    @memoized
     def outer(self, k: int) -> dict:
         return {"twice": 2 * self.inner(k)["k"]}
 

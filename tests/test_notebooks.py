@@ -9,9 +9,9 @@ import papermill
 import pytest
 
 import rumlib as rum
-from rumlib.paper import main as paper
-from rumlib.plan import Plan
-from rumlib.publish import publish
+from rumlib.lab.plan import Plan
+from rumlib.lab.publish import publish
+from rumlib.lab.run import main as paper
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
 pytestmark = pytest.mark.notebook

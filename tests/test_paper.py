@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 import rumlib as rum
-from rumlib.cells import digest_of
+from rumlib.lab.memo import digest_of
 
 
 def notebook(path, *cells, **parameters):
@@ -23,7 +23,7 @@ def notebook(path, *cells, **parameters):
 
 def paper(home, *arguments):
     """What `make paper` and `make grid` call."""
-    return subprocess.run([sys.executable, "-m", "rumlib.paper", *arguments], capture_output=True, text=True,
+    return subprocess.run([sys.executable, "-m", "rumlib.lab.run", *arguments], capture_output=True, text=True,
                           env={**os.environ, "RUM_HOME": str(home), "PYTHONPATH": str(Path(rum.__file__).parents[1])})
 
 
@@ -66,7 +66,7 @@ def test_a_run_on_a_cluster_starts_one_for_all_notebooks_and_each_has_its_own_li
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
     seeds = {"00_one": 0, "01_last": 1}
     for path in (home / "notebooks").glob("*.ipynb"):
-        notebook(path, "import os\nfrom pathlib import Path\nimport rumlib as rum\nfrom rumlib.study import find_home\n"
+        notebook(path, "import os\nfrom pathlib import Path\nimport rumlib as rum\nfrom rumlib.lab.study import find_home\n"
                        f"study = rum.Study(profile, quiet=True)\nstudy.originals([{seeds[path.stem]}])\n"
                        f"(find_home() / '{path.stem}.txt').write_text(os.environ['DASK_SCHEDULER_ADDRESS'])",
                  profile="smoke", seeds=None, quiet=True)

@@ -17,7 +17,7 @@ from torch import nn
 import rumlib as rum
 from rumlib.algorithms.layers import layers
 from rumlib.algorithms.perturb import flatten, layer_of, marked, shares, top
-from rumlib.train import Part, descend, seeded
+from rumlib.train import MaskedParameter, descend, seeded
 
 options = dict(batch_size=10, clip=5.0, tolerance=None)
 
@@ -358,7 +358,7 @@ def test_a_step_moves_as_many_numbers_as_there_are_weights_to_learn(wide):
     """What makes it cheap: the optimizer holds the selected weights and no others."""
     model = wide[0]
     mask = marked(model, rum.TopK(k=50).select(*wide))
-    parts = [Part(p, mask[name]) for name, p in model.named_parameters()]
+    parts = [MaskedParameter(p, mask[name]) for name, p in model.named_parameters()]
     assert sum(part.learned.numel() for part in parts) == 50
     for part in parts:
         part.release()

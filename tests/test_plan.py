@@ -7,9 +7,22 @@ import pytest
 import torch
 
 import rumlib as rum
-from rumlib.bench import carried_out
-from rumlib.plan import IMAGENET, Pace, Plan, Rates, Sizes, Spent, main, operations, sizes, stated, training, unlearning
-from rumlib.profiles import PROFILES
+from rumlib.lab.plan import (
+    IMAGENET,
+    Pace,
+    Plan,
+    Rates,
+    Sizes,
+    Spent,
+    main,
+    operations,
+    sizes,
+    stated,
+    training,
+    unlearning,
+)
+from rumlib.lab.profiles import PROFILES
+from tests.bench import carried_out
 
 SMOKE = rum.profile("smoke")
 TINY = replace(                                              # small, but of its wrong labels some are known by heart

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import rumlib as rum
-from rumlib.scores import PROXIES, TRACED, curvature, symmetric_kl
+from rumlib.proxies import PROXIES, TRACED, curvature, symmetric_kl
 
 make_model = partial(rum.mlp, shape=(1, 4, 4), classes=3, hidden=(64,))
 recipe = rum.Recipe(epochs=30, lr=0.1, batch_size=16)

@@ -17,12 +17,12 @@ import torch
 from hypothesis import given
 
 import rumlib as rum
-from rumlib import cells, packed
-from rumlib.cells import NotPublished, TimeIsUp
-from rumlib.packed import Packed, about, opened, pack
-from rumlib.paper import main as paper
-from rumlib.publish import main as publishing
-from rumlib.publish import publish, unpack
+from rumlib.lab import memo, results
+from rumlib.lab.memo import NotPublished, TimeIsUp
+from rumlib.lab.publish import main as publishing
+from rumlib.lab.publish import publish, unpack
+from rumlib.lab.results import Packed, about, opened, pack
+from rumlib.lab.run import main as paper
 
 TINY = replace(
     rum.profile("smoke"), name="tiny", options=dict(n=150, n_test=60), make_model=partial(rum.mlp, hidden=(8,)),
@@ -74,7 +74,7 @@ def test_after_the_time_a_cell_in_progress_is_finished_and_none_is_started(tmp_p
     forget = rum.ForgetSet("mine", study.train.index[:10])
     study.oracles([forget], range(4))
     study.originals(range(4))
-    monkeypatch.setattr(cells, "time", SimpleNamespace(time=lambda: clock.now, perf_counter=lambda: clock.now))
+    monkeypatch.setattr(memo, "time", SimpleNamespace(time=lambda: clock.now, perf_counter=lambda: clock.now))
     runs = [rum.Cell(forget, Slow(epochs=1, lr=0.1, batch_size=32), seed) for seed in range(4)]
     study.until = clock.now + 1.5 * 3600
     with pytest.raises(TimeIsUp, match=r"2 of 4 unlearning are left.*the same command goes on"):
@@ -91,7 +91,7 @@ def test_after_the_time_a_cell_in_progress_is_finished_and_none_is_started(tmp_p
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """A home where the small study was run, and its cells packed."""
+    """A home where the small study was run, and its cells results."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RUM_ENGINE", "serial")
         home = tmp_path_factory.mktemp("home")
@@ -128,20 +128,20 @@ def test_what_was_packed_comes_back_bit_by_bit(done):
 def test_the_same_cells_give_the_same_bytes_and_no_weights(done, tmp_path):
     packing(tmp_path, open_study(done.home))
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert written == {path.name: path.read_bytes() for path in done.packed.iterdir()}
+    assert written == {path.name: path.read_bytes() for path in done.results.iterdir()}
     weights = sum(path.stat().st_size for path in done.home.glob("runs/tiny/cells/*/*.large"))
     assert not [name for name in Packed(tmp_path)._tensors if "bias" in name or "margin" in name] and weights > 0
 
 
 def test_files_are_cut_at_the_limit_and_old_ones_go(done, tmp_path, monkeypatch):
-    monkeypatch.setattr(packed, "LIMIT", 9_000)
+    monkeypatch.setattr(results, "LIMIT", 9_000)
     manifest = packing(tmp_path, open_study(done.home))
     assert len(manifest["files"]) >= 6 and all(file["bytes"] <= 9_000 for file in manifest["files"].values())
     assert len(list(Packed(tmp_path))) == sum(manifest["cells"].values())
     monkeypatch.undo()
     assert set(packing(tmp_path, open_study(done.home))["files"]) | {"manifest.json"} == {
         path.name for path in tmp_path.iterdir()}
-    monkeypatch.setattr(packed, "LIMIT", 1000)
+    monkeypatch.setattr(results, "LIMIT", 1000)
     with pytest.raises(ValueError, match=r'of one cell do not fit.*return them under "large"'):
         packing(tmp_path, open_study(done.home))
 
@@ -150,7 +150,7 @@ def test_files_are_cut_at_the_limit_and_old_ones_go(done, tmp_path, monkeypatch)
 def test_tensors_come_back_whatever_their_size_and_range(bits, numbers, rows):
     for tensor in (torch.tensor(bits, dtype=torch.bool), torch.tensor(numbers, dtype=torch.int64),
                    torch.tensor(numbers, dtype=torch.float32), torch.arange(rows * 5).view(rows, 5) % 3 == 0):
-        back = packed._long(packed._short(tensor), str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
+        back = results._long(results._short(tensor), str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
         assert back.dtype == tensor.dtype and torch.equal(back, tensor)
 
 
@@ -248,12 +248,12 @@ classes.originals([0])
 ax = plots.dots(rum.summarise(rows.assign(all=""), ["way", "all"], "tow"), "way", "all")
 plots.save(ax, "rows", study.figures, table=rows, provenance=study.provenance())
 """
-LAST = "from rumlib.study import Study\nprint((Study(profile).figures / 'rows.csv').read_text())"
+LAST = "from rumlib.lab.study import Study\nprint((Study(profile).figures / 'rows.csv').read_text())"
 
 
 def make_paper(home, *arguments):
     """What `make paper` calls."""
-    return subprocess.run([sys.executable, "-m", "rumlib.paper", *arguments], capture_output=True, text=True,
+    return subprocess.run([sys.executable, "-m", "rumlib.lab.run", *arguments], capture_output=True, text=True,
                           env={**os.environ, "RUM_HOME": str(home), "PYTHONPATH": str(Path(rum.__file__).parents[1])})
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import rumlib as rum
-from rumlib import engine
+from rumlib.lab import engine
 
 NaN = float("nan")
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import rumlib as rum
-from rumlib import plots, tune
+from rumlib import plots
+from rumlib.lab import tuning
 
 ROOT = Path(__file__).parents[1] / "rumlib"
 FILES = sorted(ROOT.rglob("*.py"))
@@ -140,8 +141,8 @@ def test_a_name_that_would_leave_its_folder_is_refused(name, tmp_path):
     figure, table = plt.subplots()[0], pd.DataFrame({"a": [1]})
     for what, use in (("a profile", lambda: replace(rum.profile("smoke"), name=name)),
                       ("a figure", lambda: plots.save(figure, name, tmp_path / "in", table=table, provenance={})),
-                      ("a profile", lambda: tune.tuned(name)),
-                      ("a profile", lambda: tune.write(name, ("level",), {("low",): {}}, tmp_path / "in"))):
+                      ("a profile", lambda: tuning.tuned(name)),
+                      ("a profile", lambda: tuning.write(name, ("level",), {("low",): {}}, tmp_path / "in"))):
         with pytest.raises(ValueError, match=f"name of {what} becomes a file"):
             use()
     plt.close(figure)

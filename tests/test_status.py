@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import rumlib as rum
-from rumlib import status
-from rumlib.cells import CellsFailed, digest_of, notebook
-from rumlib.code import Package
-from rumlib.status import clean_stale, main, survey, table
+from rumlib.lab import check
+from rumlib.lab.check import clean_stale, main, survey, table
+from rumlib.lab.codehash import Package
+from rumlib.lab.memo import CellsFailed, digest_of, notebook
 
 TINY = replace(
     rum.profile("smoke"), name="tiny", options=dict(n=150, n_test=60), make_model=partial(rum.mlp, hidden=(8,)),
@@ -144,15 +144,15 @@ def test_an_edit_makes_exactly_the_cells_stale_that_depend_on_it(file, old, new,
     assert old in text
     (tmp_path / "rumlib" / file).write_text(text.replace(old, new, 1))
     copy = Package(tmp_path / "rumlib")
-    monkeypatch.setattr("rumlib.code.PACKAGE", copy)
-    monkeypatch.setattr("rumlib.status.PACKAGE", copy)
-    status._present.cache_clear()
+    monkeypatch.setattr("rumlib.lab.codehash.PACKAGE", copy)
+    monkeypatch.setattr("rumlib.lab.check.PACKAGE", copy)
+    check._present.cache_clear()
     cells = survey(opened(home))
     expected = {"done": 14 - stale, "stale": stale, "missing": stale}
     assert states(cells) == {state: count for state, count in expected.items() if count}
     clean_stale(opened(home))
     assert len(list((home / "runs/tiny/cells").glob("*/*.json"))) == 14 - stale
-    status._present.cache_clear()
+    check._present.cache_clear()
 
 
 COUNT = """
@@ -181,7 +181,7 @@ def test_the_command_prints_a_table_and_removes_only_what_is_stale(tmp_path, mon
     assert capsys.readouterr().out == f"No cells in {tmp_path}/runs/smoke/cells yet: make paper PROFILE=smoke\n"
     store = rum.Study("smoke", home=tmp_path).store
     store.write("run", {"what": "run", "code": "of long ago"}, {"tow": 0.5}, seconds=2.0)
-    command = [sys.executable, "-m", "rumlib.status", "smoke"]
+    command = [sys.executable, "-m", "rumlib.lab.check", "smoke"]
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "stale: 1 cells, other code, study" in found and "2.0" in found
     main("smoke", "--clean-stale")

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 import rumlib as rum
-from rumlib.cells import Stopped, Store, digest_of
-from rumlib.code import Package
+from rumlib.lab.codehash import Package
+from rumlib.lab.memo import Stopped, Store, digest_of
 
 TINY = replace(
     rum.profile("smoke"), name="tiny", options=dict(n=150, n_test=60), make_model=partial(rum.mlp, hidden=(8,)),
@@ -276,7 +276,7 @@ def test_one_thing_changed_computes_exactly_what_depends_on_it(change, expected,
         changes = change(home, study) or {}
     else:
         before, changes = of_photographs(home)[1], {}
-        monkeypatch.setattr("rumlib.code.PACKAGE", edited(tmp_path, *change))
+        monkeypatch.setattr("rumlib.lab.codehash.PACKAGE", edited(tmp_path, *change))
     study, after = of_photographs(home, **changes)
     assert Counter(path.parent.name for path in after.keys() - before.keys()) == expected
     assert study.used["computed"] == sum(expected.values())

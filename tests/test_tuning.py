@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rumlib as rum
-from rumlib import tune
+from rumlib.lab import tuning
 
 
 @pytest.fixture(scope="module")
@@ -34,30 +34,30 @@ def asked(searching):
 
 
 def test_learning_rates_are_tried_as_they_come():
-    assert asked(tune.search((0.1, 0.01))) == [{"lr": 0.1}, {"lr": 0.01}]
+    assert asked(tuning.search((0.1, 0.01))) == [{"lr": 0.1}, {"lr": 0.01}]
 
 
 def test_a_grid_is_every_combination_or_a_fixed_number_of_them():
     space = {"lr": (1, 2, 3), "alpha": (4, 5)}
-    whole = asked(tune.search(space))
+    whole = asked(tuning.search(space))
     assert len(whole) == 6 and {"lr": 2, "alpha": 5} in whole
-    some = asked(tune.search(space, trials=4))
+    some = asked(tuning.search(space, trials=4))
     assert len(some) == 4 and all(setting in whole for setting in some)
-    assert some == asked(tune.search(space, trials=4))
-    assert asked(tune.search(space, trials=10)) == whole
+    assert some == asked(tuning.search(space, trials=4))
+    assert asked(tuning.search(space, trials=10)) == whole
 
 
 @pytest.mark.parametrize("space, trials, words", [((), None, "nothing to try"), ({"lr": ()}, None, "nothing to try"),
                                                   ((0.1,), 0, "at least 1"), ({"lr": object()}, None, "trials=")])
 def test_a_search_that_cannot_be_is_refused(space, trials, words):
     with pytest.raises(ValueError, match=words):
-        next(tune.search(space, trials))
+        next(tuning.search(space, trials))
 
 
 def test_without_optuna_a_space_of_distributions_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ImportError, match=r"rumlib\[tune\]"):
-        next(tune.search({"lr": object()}, 5))
+        next(tuning.search({"lr": object()}, 5))
 
 
 def test_optuna_searches_within_the_budget_and_learns():
@@ -65,7 +65,7 @@ def test_optuna_searches_within_the_budget_and_learns():
     space = {"lr": optuna.distributions.FloatDistribution(1e-3, 1, log=True)}
 
     def run():
-        searching, tried = tune.search(space, 30), []
+        searching, tried = tuning.search(space, 30), []
         settings = next(searching)
         while settings:
             tows = [float("nan") if s["lr"] > 0.9 else 1 - abs(torch.tensor(s["lr"] / 0.05).log10().item()) / 3

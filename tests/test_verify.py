@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import rumlib as rum
-from rumlib import cells
-from rumlib.cells import digest_of
-from rumlib.status import survey
-from rumlib.verify import TOLERANCE, compare, distance, draw, explain, main, rebuilt, things, verify
+from rumlib.lab import memo
+from rumlib.lab.check import survey
+from rumlib.lab.memo import digest_of
+from rumlib.lab.verify import TOLERANCE, compare, distance, draw, explain, main, rebuilt, things, verify
 
 TINY = replace(
     rum.profile("smoke"), name="tiny", options=dict(n=150, n_test=60), make_model=partial(rum.mlp, hidden=(8,)),
@@ -74,7 +74,7 @@ def changed(home, kind, change, made=None):
         cell["values"]["large"] = study.store.large(kind, path.stem)
     change(cell["values"])
     study.store.write(kind, cell["identity"], cell["values"], cell["seconds"])
-    kept = {**cells.parse(path.read_bytes(), path.stem), "made": made or cell["made"]}
+    kept = {**memo.parse(path.read_bytes(), path.stem), "made": made or cell["made"]}
     path.write_text(json.dumps({**kept, "checksum": digest_of(kept)}))
     return path.stem
 
@@ -140,7 +140,7 @@ def test_a_sample_holds_all_kinds_and_is_the_same_for_the_same_seed():
     assert len(draw(table, 1000, seed=0)) == 52
 
 
-@pytest.mark.parametrize("name", ["os.system", "rumlib.study.Study", "rumlib.verify.importlib", "rumlib.cells.put"])
+@pytest.mark.parametrize("name", ["os.system", "rumlib.lab.study.Study", "rumlib.lab.verify.importlib", "rumlib.lab.memo.put"])
 def test_a_file_cannot_make_anything_but_a_dataclass_of_the_package(name, home):
     study = opened(home)
     cell = json.loads(sorted((home / "runs/tiny/cells/run").glob("*.json"))[0].read_text())
@@ -210,7 +210,7 @@ def test_the_command_says_what_it_found_and_fails_if_something_differs(tmp_path,
     figure.write_text(json.dumps({"figure": "f", **study.provenance()}))
     assert main(str(figure)) and "as it was" in capsys.readouterr().out
     figure.write_text(json.dumps({"figure": "f", **study.provenance(), "device": "cuda"}))
-    run = subprocess.run([sys.executable, "-m", "rumlib.verify", str(figure)], capture_output=True, text=True,
+    run = subprocess.run([sys.executable, "-m", "rumlib.lab.verify", str(figure)], capture_output=True, text=True,
                          env={**os.environ, "PYTHONPATH": str(Path(rum.__file__).parents[1])})
     assert run.returncode == 1 and "cuda" in run.stdout and run.stderr == ""
     assert digest_of(list(study.asked)) == study.provenance()["cells"]["digest"]

@@ -25,7 +25,18 @@ from torch import Tensor, nn
 from rumlib.data import Examples
 from rumlib.graphs import recordable
 from rumlib.models import Factory, describe
-from rumlib.train import Batch, Recipe, batch_count, count_passes, descend, fit, fits, predict, seeded, shuffled
+from rumlib.train import (
+    Batch,
+    Recipe,
+    batch_count,
+    check_compatible,
+    count_passes,
+    descend,
+    fit,
+    predict,
+    seeded,
+    shuffled,
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ class Algorithm:
                  only: dict[str, Tensor] | None = None, start: nn.Module | None = None) -> nn.Module:
         """A new model without `forget`. `only` restricts learning to some weights (see `rumlib.train.descend`);
         `start` is the model that learning starts from, if not from `model`."""
-        accept(model, forget, retain)
+        validate_inputs(model, forget, retain)
         original = copy.deepcopy(model).eval().requires_grad_(False)
         student = copy.deepcopy(model if start is None else start)
         with seeded(seed, type(self).__name__) as random:
@@ -134,7 +145,7 @@ class Keep:
     """Do nothing: what RUM does to examples that the model would classify the same without having seen them."""
 
     def __call__(self, model, forget, retain, *, seed=0):
-        accept(model, forget, retain)
+        validate_inputs(model, forget, retain)
         return copy.deepcopy(model).eval()
 
 
@@ -150,19 +161,19 @@ class Retrain:
             raise TypeError("Retrain needs a factory, a function that makes a new model, and not a trained model")
 
     def __call__(self, model, forget, retain, *, seed=0):
-        accept(model, forget, retain)
+        validate_inputs(model, forget, retain)
         return fit(self.make_model, retain, self.recipe, seed=seed)
 
     def __repr__(self) -> str:
         return f"Retrain({describe(self.make_model)}, {self.recipe})"
 
 
-def accept(model: nn.Module, forget: Examples, retain: Examples) -> None:
+def validate_inputs(model: nn.Module, forget: Examples, retain: Examples) -> None:
     """Refuse, before anything is trained, what cannot be unlearned."""
     for name, examples in (("forget", forget), ("retain", retain)):
         if not len(examples):
             raise ValueError(f"the {name} set is empty")
-        fits(model, examples)
+        check_compatible(model, examples)
 
 
 def official(compat: str | None) -> bool:

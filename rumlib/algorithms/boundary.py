@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rumlib.algorithms.base import Algorithm, accept, count, xent
+from rumlib.algorithms.base import Algorithm, count, validate_inputs, xent
 from rumlib.data import Examples, as_input
 from rumlib.graphs import recordable
 from rumlib.train import predict, seeded
@@ -53,7 +53,7 @@ class BoundaryExpand(Boundary):
     """
 
     def __call__(self, model, forget, retain, *, seed=0, only=None):
-        accept(model, forget, retain)
+        validate_inputs(model, forget, retain)
         if only is not None:
             raise ValueError("BoundaryExpand adds weights, so that a mask over the weights of the model cannot hold")
         name, head = output_layer(model, classes=predict(model, forget[:2]).shape[1])

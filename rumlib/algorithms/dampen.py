@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rumlib.algorithms.base import accept
-from rumlib.algorithms.influence import Weights, chunks, squared_gradients, trainable
+from rumlib.algorithms.base import validate_inputs
+from rumlib.algorithms.weights import Weights, chunks, squared_gradients, trainable
 from rumlib.data import Examples
 from rumlib.train import count_examples, predict, seeded
 
@@ -33,7 +33,7 @@ class SSD:
             raise ValueError(f"alpha must be positive, dampening at least 0, batch_size at least 1; got {self}")
 
     def __call__(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> nn.Module:
-        accept(model, forget, retain)
+        validate_inputs(model, forget, retain)
         student = copy.deepcopy(model).eval()
         i_f, i_d = (importance(student, examples, self.batch_size) for examples in (forget, forget + retain))
         with torch.no_grad():
@@ -61,7 +61,7 @@ class Fisher:
             raise ValueError(f"alpha must be at least 0, floor positive and chunk at least 1; got {self}")
 
     def __call__(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> nn.Module:
-        accept(model, forget, retain)
+        validate_inputs(model, forget, retain)
         student = copy.deepcopy(model).eval()
         with seeded(seed, "Fisher") as random, torch.no_grad():
             drawn = predict(student, retain).softmax(1).multinomial(1, generator=random)[:, 0]

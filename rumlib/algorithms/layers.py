@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rumlib.algorithms.base import accept
+from rumlib.algorithms.base import validate_inputs
 from rumlib.algorithms.gradient import Finetune
 from rumlib.graphs import recordable
 from rumlib.train import seeded
@@ -33,7 +33,7 @@ class LastLayers(Finetune):
             raise ValueError(f"k is the number of layers to train, at least 1; got {self.k}")
 
     def __call__(self, model, forget, retain, *, seed=0, only=None):
-        accept(model, forget, retain)
+        validate_inputs(model, forget, retain)
         if self.k > len(layers(model)):
             raise ValueError(f"k={self.k} layers were to be trained; the model has {len(layers(model))}")
         student = copy.deepcopy(model)

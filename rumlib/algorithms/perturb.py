@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rumlib.algorithms.base import Algorithm, accept, xent
+from rumlib.algorithms.base import Algorithm, validate_inputs, xent
 from rumlib.algorithms.distill import distillation
-from rumlib.algorithms.influence import Weights, mean_gradient, squared_gradients, trainable, unflatten
 from rumlib.algorithms.layers import layers, reset
+from rumlib.algorithms.weights import Weights, mean_gradient, squared_gradients, trainable, unflatten
 from rumlib.data import Examples
 from rumlib.graphs import recordable
 from rumlib.train import accuracy, batch_count, evaluating, seeded
@@ -101,7 +101,7 @@ class Perturbation(Algorithm):
     def select(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> Tensor:
         """(k,) positions of the weights that a call with these arguments perturbs, ascending, in the vector of all
         trainable parameters, each flattened, in their order. Raises ValueError if there are fewer than k."""
-        accept(model, forget, retain)
+        validate_inputs(model, forget, retain)
         may, sizes = self.candidates(model)
         count = self.amount(int(may.count_nonzero()))
         with seeded(seed, type(self).__name__, "selection") as random, evaluating(model):

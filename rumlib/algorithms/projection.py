@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rumlib.algorithms.base import accept, official
-from rumlib.algorithms.influence import Weights
+from rumlib.algorithms.base import official, validate_inputs
+from rumlib.algorithms.weights import Weights
 from rumlib.data import Examples, as_input
 from rumlib.train import accuracy, count_examples, predict, seeded
 
@@ -104,7 +104,7 @@ class ClassProjection:
 
     def spaces(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> Spaces:
         """What the layers of `model` are given by each of the sets: all that a projection depends on."""
-        accept(model, forget, retain)
+        validate_inputs(model, forget, retain)
         shared = sorted(set(forget.y.tolist()) & set(retain.y.tolist()))
         if shared and self.granularity == "classes":
             raise ValueError(f"class {shared[0]} is in the forget set and in the retain set: give whole classes, as "

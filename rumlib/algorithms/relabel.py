@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rumlib.algorithms.base import Algorithm, accept, count, official, xent
+from rumlib.algorithms.base import Algorithm, count, official, validate_inputs, xent
 from rumlib.data import Examples, as_input
 from rumlib.graphs import recordable
 from rumlib.train import count_examples
@@ -68,7 +68,7 @@ class SalUn:
             raise ValueError(f"compat='official' knows the hard mask only; got mask={self.mask!r}")
 
     def __call__(self, model, forget, retain, *, seed=0):
-        accept(model, forget, retain)
+        validate_inputs(model, forget, retain)
         if self.compat:
             only = published_mask(model, forget, self.keep, self.inner.lr, self.inner.batch_size)
         elif self.mask == "hard":

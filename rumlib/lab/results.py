@@ -27,7 +27,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from rumlib.cells import NotPublished, differences, digest_of, put
+from rumlib.lab.memo import NotPublished, differences, digest_of, put
 
 FORMAT = 1                                                   # of the files
 LIMIT = 16 * 2**20                                           # bytes of a file: what hosts of code and reviewers take
@@ -53,7 +53,7 @@ def _uncoded(value):
 
 
 def pack(folder: Path, cells: Iterable[dict], origin: Mapping) -> dict:
-    """Write cells, each as `rumlib.cells.Store.read` gives it, and return the manifest. What was in the folder before
+    """Write cells, each as `rumlib.lab.memo.Store.read` gives it, and return the manifest. What was in the folder before
     is replaced. `origin` says where they come from: "studies", name -> identity, and what else is worth knowing.
 
     Raises ValueError where two cells are about the same, so that one could be taken for the other.
@@ -174,7 +174,7 @@ class Packed:
         return ((line["study"], self._cell(identity, line)) for identity, line in self._cells.values())
 
     def find(self, identity: Mapping) -> dict:
-        """The cell that is about the same as this identity, as `rumlib.cells.Store.read` would give it. Raises
+        """The cell that is about the same as this identity, as `rumlib.lab.memo.Store.read` would give it. Raises
         NotPublished, saying in what the nearest one differs."""
         wanted = about(identity)
         found = self._cells.get(digest_of(wanted))

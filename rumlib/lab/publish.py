@@ -1,9 +1,9 @@
 """Finished cells for those who have no GPU, and for the next machine.
 
-    python -m rumlib.publish cifar10                         # make publish: into figures/cifar10/results/
-    python -m rumlib.publish cifar10 figures/cifar10/results # make unpack FROM=...: into runs/cifar10/
+    python -m rumlib.lab.publish cifar10                         # make publish: into figures/cifar10/results/
+    python -m rumlib.lab.publish cifar10 figures/cifar10/results # make unpack FROM=...: into runs/cifar10/
 
-Published are the cells that are done and that a notebook's last run has asked for, without weights (`rumlib.packed`).
+Published are the cells that are done and that a notebook's last run has asked for, without weights (`rumlib.lab.results`).
 They lie beside the figures, since they are the numbers behind them, and ship with the project, not with the package.
 
 `make paper FROM=...` makes notebooks and figures from them and computes nothing. Unpacked, they are finished cells:
@@ -17,12 +17,12 @@ import json
 import sys
 from pathlib import Path
 
-from rumlib.cells import digest_of, put
 from rumlib.data import label_hash
-from rumlib.packed import Packed, pack
-from rumlib.profiles import profile
-from rumlib.status import survey
-from rumlib.study import Study, find_home
+from rumlib.lab.check import survey
+from rumlib.lab.memo import digest_of, put
+from rumlib.lab.profiles import profile
+from rumlib.lab.results import Packed, pack
+from rumlib.lab.study import Study, find_home
 
 UNPACKED = "unpacked.json"                                   # as a notebook that has asked for all that was unpacked
 

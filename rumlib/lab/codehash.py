@@ -31,7 +31,7 @@ from torch import Tensor
 from rumlib.data import digest
 
 # What changes no result, and the loading of data, whose content is part of every key: their code does not count.
-APART = ("rumlib.cells", "rumlib.code", "rumlib.engine", "rumlib.packed", "rumlib.data.load")
+APART = ("rumlib.lab.memo", "rumlib.lab.codehash", "rumlib.lab.engine", "rumlib.lab.results", "rumlib.data.load")
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DEFINITIONS = (*FUNCTIONS, ast.ClassDef)
 SCOPES = (ast.ClassDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -61,7 +61,7 @@ class Module:
 
 
 class Package:
-    """The definitions of a package and what they reach, by dotted name: "rumlib.train.fit", "rumlib.study.Study.run".
+    """The definitions of a package and what they reach, by dotted name: "rumlib.train.fit", "rumlib.lab.study.Study.run".
 
     The files are read when the object is made: what is edited later is not what this process runs.
     """
@@ -231,7 +231,7 @@ def _variables(function: ast.FunctionDef) -> frozenset[str]:
     return frozenset(found - shared)
 
 
-PACKAGE = Package(Path(__file__).parent)
+PACKAGE = Package(Path(__file__).parents[1])
 
 
 # -- Code of others, as it is compiled --------------------------------------------------------------------------------

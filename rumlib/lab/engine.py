@@ -33,11 +33,11 @@ import torch
 from joblib import Parallel, delayed, effective_n_jobs, parallel_config
 from joblib.externals.loky import BrokenProcessPool
 
-from rumlib.code import PACKAGE
+from rumlib.lab.codehash import PACKAGE
 
 ENGINES = ("loky", "serial", "dask")
 CONNECT, ANSWER = 5, 20                                      # seconds; to import torch may take ten
-CODE = "rumlib.code:PACKAGE.whole"                           # what all processes must have in common
+CODE = "rumlib.lab.codehash:PACKAGE.whole"                           # what all processes must have in common
 
 
 def engine() -> str:

@@ -23,14 +23,12 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-import pandas as pd
 import safetensors.torch
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from rumlib.cells import digest_of, put
-from rumlib.code import PACKAGE
 from rumlib.data import Examples, digest
+from rumlib.lab.codehash import PACKAGE
+from rumlib.lab.memo import digest_of, put
 from rumlib.models import Factory, describe
 from rumlib.train import Cost
 
@@ -40,34 +38,6 @@ LIMITS = (
     "The metrics are of one run, on the data described here; other attacks may find more.",
     "Copies, backups and models made from the original one are as they were.",
 )
-
-
-def forget_ids(path: str | Path, examples: Examples, *, column: str = "id") -> Tensor:
-    """Mask (n,) of the examples whose `index` is in that column of a CSV file: what a deletion request may look like.
-
-    The file has a line of names first; an id may come more than once. Raises FileNotFoundError or ValueError for a file
-    without such a column or without ids, for what is no whole number, and for ids that no example has.
-    """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"there is no list of ids {path}")
-    try:
-        table = pd.read_csv(path, dtype=str, skipinitialspace=True)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as problem:
-        raise ValueError(f"{path} is no CSV file: {problem}") from problem
-    if column not in table:
-        raise ValueError(f"{path} has no column {column!r}; its first line names {', '.join(map(repr, table))}. Give "
-                         f"column=, or put the name above the ids")
-    ids = table[column].str.strip()
-    wrong = ids[~ids.str.fullmatch(r"\d{1,18}").fillna(False).astype(bool)]
-    if len(wrong) or not len(ids):
-        found = f"number {wrong.index[0] + 1} is {wrong.iloc[0]!r}" if len(wrong) else "there are none"
-        raise ValueError(f"ids in {path} must be whole numbers, those of examples.index; {found}")
-    asked = torch.tensor(ids.astype("int64").to_numpy())
-    unknown = asked[~torch.isin(asked, examples.index.cpu())].unique()
-    if len(unknown):
-        raise ValueError(f"{len(unknown)} ids of {path} belong to none of the {len(examples)} examples, e.g. "
-                         f"{unknown[:3].tolist()}")
-    return torch.isin(examples.index, asked.to(examples.index.device))
 
 
 @dataclass(frozen=True)

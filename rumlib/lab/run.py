@@ -1,12 +1,12 @@
 """The numbered notebooks, executed headless by papermill: what `make paper` and `make grid` run.
 
-    python -m rumlib.paper laptop                            # into runs/laptop/, figures into figures/laptop/
-    python -m rumlib.paper "smoke laptop" "2 4"              # each with 2 and with 4 seeds: runs/smoke-x2/, ...
-    python -m rumlib.paper cifar10 "" 8                      # a piece: no cell is started after 8 minutes
-    python -m rumlib.paper cifar10 "" "" figures/cifar10/results         # from published results: nothing is computed
+    python -m rumlib.lab.run laptop                            # into runs/laptop/, figures into figures/laptop/
+    python -m rumlib.lab.run "smoke laptop" "2 4"              # each with 2 and with 4 seeds: runs/smoke-x2/, ...
+    python -m rumlib.lab.run cifar10 "" 8                      # a piece: no cell is started after 8 minutes
+    python -m rumlib.lab.run cifar10 "" "" figures/cifar10/results         # from published results: nothing is computed
 
-The sources are never written to. Finished cells of a study are remembered, so that running again resumes; the notebooks
-of a grid share those of their profile. What they compute goes where RUM_ENGINE says (`rumlib.engine`).
+The sources are never written to. Finished cells of a study are memoized, so that running again resumes; the notebooks
+of a grid share those of their profile. What they compute goes where RUM_ENGINE says (`rumlib.lab.engine`).
 
 As long as something is left, a piece ends with exit status 75 (EX_TEMPFAIL: try again; make has its own, 2), and the
 same command goes on. A notebook that has not run to its end is <name>.unfinished.ipynb; one that was finished before
@@ -25,16 +25,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from rumlib import engine
-from rumlib.packed import Packed
-from rumlib.profiles import profile
-from rumlib.publish import studies
-from rumlib.status import survey
-from rumlib.study import find_home
+from rumlib.lab import engine
+from rumlib.lab.check import survey
+from rumlib.lab.profiles import profile
+from rumlib.lab.publish import studies
+from rumlib.lab.results import Packed
+from rumlib.lab.study import find_home
 
 SIDE_BY_SIDE = (os.cpu_count() or 1) + 1                     # notebooks at a time; those of a profile take turns
 LEFT = 75                                                    # exit status: the time was up
-ENDS = ("TimeIsUp", "Stopped", "NotPublished")               # errors that say all in one line (`rumlib.cells`)
+ENDS = ("TimeIsUp", "Stopped", "NotPublished")               # errors that say all in one line (`rumlib.lab.memo`)
 
 
 @dataclass(frozen=True)

@@ -16,29 +16,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from rumlib.algorithms import (
-    SSD,
-    UNSIR,
-    Algorithm,
-    BadTeacher,
-    BoundaryExpand,
-    BoundaryShrink,
-    Finetune,
-    Fisher,
-    InfluenceUnlearning,
-    L1Sparse,
-    LastLayers,
-    NegGrad,
-    NegGradPlus,
-    RandomLabel,
-    Retrain,
-    SalUn,
-    Scrub,
-)
-from rumlib.data import load
-from rumlib.device import pick
+from rumlib.algorithms.base import Algorithm, Retrain
+from rumlib.algorithms.boundary import BoundaryExpand, BoundaryShrink
+from rumlib.algorithms.dampen import SSD, Fisher
+from rumlib.algorithms.distill import Scrub
+from rumlib.algorithms.gradient import Finetune, L1Sparse, NegGrad, NegGradPlus
+from rumlib.algorithms.influence import InfluenceUnlearning
+from rumlib.algorithms.layers import LastLayers
+from rumlib.algorithms.mislead import UNSIR, BadTeacher
+from rumlib.algorithms.relabel import RandomLabel, SalUn
+from rumlib.datasets import load
+from rumlib.device import pick, plain_name
 from rumlib.models import Factory, mlp, resnet18, resnet50, small_resnet, vgg16_bn
-from rumlib.names import plain_name
 from rumlib.train import Recipe
 
 

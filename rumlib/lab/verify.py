@@ -1,7 +1,7 @@
 """Is it still so? Finished cells computed again, and figures held against the present.
 
-    python -m rumlib.verify laptop                           # make verify PROFILE=laptop: a sample of its cells
-    python -m rumlib.verify figures/laptop/overview.json     # make verify FIGURE=...: what has changed since
+    python -m rumlib.lab.verify laptop                           # make verify PROFILE=laptop: a sample of its cells
+    python -m rumlib.lab.verify figures/laptop/overview.json     # make verify FIGURE=...: what has changed since
     verify(Study("laptop"), sample=12, seed=0)               # one row per cell of the sample
     explain(json.loads(path.read_text()), Study("laptop"))   # one row per difference
 
@@ -24,12 +24,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rumlib import engine
-from rumlib.cells import differences, digest_of, factory, here, parse
-from rumlib.code import PACKAGE
-from rumlib.scores import TRACED, Score
-from rumlib.status import survey
-from rumlib.study import ForgetSet, Study
+from rumlib.lab import engine
+from rumlib.lab.check import survey
+from rumlib.lab.codehash import PACKAGE
+from rumlib.lab.memo import differences, digest_of, factory, here, parse
+from rumlib.lab.study import ForgetSet, Study
+from rumlib.proxies import TRACED
+from rumlib.scores import Score
 
 # Of shares, such as accuracies, and of the norm of a tensor. Between AVX2 and AVX-512, 0.0007 was the most on digits.
 TOLERANCE = 0.02

@@ -30,37 +30,33 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from rumlib import engine
-from rumlib.algorithms import (
-    SSD,
-    UNSIR,
-    Algorithm,
-    ClassProjection,
-    Finetune,
-    InfluenceUnlearning,
-    Keep,
-    LastLayers,
-    NegGrad,
-    NegGradPlus,
-    RandomLabel,
-    SalUn,
-    Scrub,
-    TopK,
-)
-from rumlib.cells import digest_of
-from rumlib.data import Examples, load
-from rumlib.device import pick
+from rumlib.algorithms.base import Algorithm, Keep
+from rumlib.algorithms.dampen import SSD
+from rumlib.algorithms.distill import Scrub
+from rumlib.algorithms.gradient import Finetune, NegGrad, NegGradPlus
+from rumlib.algorithms.influence import InfluenceUnlearning
+from rumlib.algorithms.layers import LastLayers
+from rumlib.algorithms.mislead import UNSIR
+from rumlib.algorithms.perturb import TopK
+from rumlib.algorithms.projection import ClassProjection
+from rumlib.algorithms.relabel import RandomLabel, SalUn
+from rumlib.data import Examples
+from rumlib.datasets import load
+from rumlib.device import pick, seconds
+from rumlib.ensemble import fit_many
+from rumlib.lab import engine
+from rumlib.lab.check import survey
+from rumlib.lab.memo import digest_of
+from rumlib.lab.plan import Plan, operations, rates_here
+from rumlib.lab.profiles import CIFAR10, LAPTOP, SMOKE
+from rumlib.lab.study import Cell, ForgetSet, Study, find_home, vary
 from rumlib.metrics import class_accuracies, flops
 from rumlib.models import Factory, build, resnet18, small_resnet
-from rumlib.plan import Plan, operations, rates_here
-from rumlib.profiles import CIFAR10, LAPTOP, SMOKE
+from rumlib.proxies import Trace
 from rumlib.rum import RUM, Shuffled
-from rumlib.scores import Trace, bank
+from rumlib.scores import bank
 from rumlib.spdgan import SPDGAN
-from rumlib.status import survey
-from rumlib.study import Cell, ForgetSet, Study, find_home, vary
-from rumlib.timing import seconds
-from rumlib.train import Recipe, fit, fit_many, predict, shuffled
+from rumlib.train import Recipe, fit, predict, shuffled
 
 LIMIT = 8 * 60                                               # seconds on a GPU, after which no row is begun
 
@@ -615,7 +611,7 @@ def main(wanted: str = "") -> None:
 
 
 if __name__ == "__main__":
-    from rumlib import bench  # by this name, and not as __main__, workers find its functions
+    import bench  # by this name, and not as __main__, workers find its functions
 
     try:
         bench.main(*sys.argv[1:])

@@ -5,7 +5,7 @@
     rates = optuna.distributions.FloatDistribution(0.001, 1, log=True)
     study.tune({name: (forget_set, algorithm, {"lr": rates})}, trials=20)                      # searched by Optuna
     chosen, record = study.tune_all()                        # all algorithms of the profile, levels and budgets
-    study.publish(record)                                    # rumlib/tuned/<profile>.json, which the package ships
+    study.publish(record)                                    # rumlib/lab/tuned/<profile>.json, which the package ships
     tuned("laptop")["low", "Fine-tune", 3]["values"]                                 # {"lr": 0.05}
 
 A search knows nothing of models: it proposes settings, field -> value, and is told how good they were.
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from rumlib.names import plain_name
+from rumlib.device import plain_name
 
 Setting = dict[str, object]
 Search = Generator[list[Setting], list[float], None]

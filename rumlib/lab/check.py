@@ -1,7 +1,7 @@
 """What a study has done, and what is left to do.
 
-    python -m rumlib.status laptop                           # make status: cells by kind and state, with their cost
-    python -m rumlib.status laptop --clean-stale             # make clean-stale: remove those that are stale
+    python -m rumlib.lab.check laptop                           # make status: cells by kind and state, with their cost
+    python -m rumlib.lab.check laptop --clean-stale             # make clean-stale: remove those that are stale
     cells = survey(Study("laptop"))                          # one row per cell
 
 done      there, and what the present code, data and settings ask for; `unasked` of them by no notebook's last run
@@ -19,9 +19,9 @@ from functools import cache
 
 import pandas as pd
 
-from rumlib.cells import differences, digest_of
-from rumlib.code import PACKAGE
-from rumlib.study import Study
+from rumlib.lab.codehash import PACKAGE
+from rumlib.lab.memo import differences, digest_of
+from rumlib.lab.study import Study
 
 STATES = ("done", "missing", "failed", "stale")
 

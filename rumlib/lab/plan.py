@@ -1,8 +1,8 @@
 """What a study will take, before it is begun: cells, models, hours, disk and memory.
 
-    python -m rumlib.plan laptop                             # make plan PROFILE=laptop
-    python -m rumlib.plan cifar10-small devices=8            # make plan PROFILE=cifar10-small DEVICES=8
-    python -m rumlib.plan imagenet devices=64 tflops=300     # on GPUs that sustain so many TFLOP/s, not on this machine
+    python -m rumlib.lab.plan laptop                             # make plan PROFILE=laptop
+    python -m rumlib.lab.plan cifar10-small devices=8            # make plan PROFILE=cifar10-small DEVICES=8
+    python -m rumlib.lab.plan imagenet devices=64 tflops=300     # on GPUs that sustain so many TFLOP/s, not on this machine
     plan = Plan(p, measured(p, 2), devices=2); plan.table(), plan.hours
 
 Cells are those that notebooks 01 to 05 ask for, counted one by one. What one costs is counted as well, in examples
@@ -25,20 +25,24 @@ import torch
 from joblib import effective_n_jobs
 from torch import nn
 
-from rumlib import engine
-from rumlib.algorithms import Algorithm, ClassProjection, Keep, Retrain, TopK
-from rumlib.data import Examples, load
-from rumlib.device import pick
+from rumlib.algorithms.base import Algorithm, Keep, Retrain
+from rumlib.algorithms.perturb import TopK
+from rumlib.algorithms.projection import ClassProjection
+from rumlib.data import Examples
+from rumlib.datasets import load
+from rumlib.device import pick, seconds
+from rumlib.ensemble import AT_ONCE, fit_many, fits_stacking
+from rumlib.lab import engine
+from rumlib.lab.check import survey
+from rumlib.lab.profiles import Profile, algorithms, profile
+from rumlib.lab.study import Study, vary
+from rumlib.lab.tuning import search, tuned
 from rumlib.metrics import evaluation, flops, jensen_shannon
 from rumlib.models import Factory, build, describe, mlp, resnet50
-from rumlib.profiles import Profile, algorithms, profile
+from rumlib.proxies import HOLDOUT, PROXIES, TRACED
 from rumlib.rum import RUM, Refine, Shuffled, sequence
-from rumlib.scores import HOLDOUT, PROXIES, TRACED, Score
-from rumlib.status import survey
-from rumlib.study import Study, vary
-from rumlib.timing import seconds
-from rumlib.train import AT_ONCE, Recipe, batch_count, cost, fit, fit_many, fits_stacking, predict
-from rumlib.tune import search, tuned
+from rumlib.scores import Score
+from rumlib.train import Recipe, batch_count, cost, fit, predict
 
 STAGES = ("subset models", "proxies", "originals", "retrained", "tuning", "unlearning", "RUM study", "verdict",
           "ablations")
@@ -686,7 +690,7 @@ def number(name: str, text: str, kind: type) -> float:
 
 
 if __name__ == "__main__":
-    from rumlib import plan  # by this name, and not as __main__, workers find its functions
+    from rumlib.lab import plan  # by this name, and not as __main__, workers find its functions
 
     try:
         plan.main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""A study: its forget sets, its remembered cells, and rows with one number per seed.
+"""A study: its forget sets, its memoized cells, and rows with one number per seed.
 
     study = Study("laptop")                                  # a profile; nothing is computed yet
     study.score, study.levels(), study.bands()               # memorization; forget sets by it and by entanglement
@@ -6,7 +6,7 @@
     chosen, record = study.tune({name: (forget_set, algorithm, rates)})   # learning rates, on the tuning seeds only
 
 Every cell (the subset models, an original, an oracle, one unlearning run) is written to disk when it is done and read
-back when it is asked for again (`rumlib.cells`): resuming is running again.
+back when it is asked for again (`rumlib.lab.memo`): resuming is running again.
 """
 
 from __future__ import annotations
@@ -28,43 +28,24 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from rumlib import engine
-from rumlib.algorithms import Keep, Retrain
-from rumlib.cells import FORMAT, Failure, Remembering, digest_of, factory, identify, notebook, remembered
-from rumlib.data import Examples, digest, load, source
+from rumlib.algorithms.base import Keep, Retrain
+from rumlib.data import Examples, digest
+from rumlib.datasets import load, source
 from rumlib.device import pick
-from rumlib.metrics import (
-    Evaluation,
-    accuracies,
-    class_accuracies,
-    class_mia,
-    evaluate,
-    evaluation,
-    jensen_shannon,
-)
+from rumlib.lab import engine
+from rumlib.lab.memo import FORMAT, Failure, Memoized, digest_of, factory, identify, memoized, notebook
+from rumlib.lab.profiles import Profile, profile
+from rumlib.lab.results import opened
+from rumlib.lab.tuning import FOLDER, search, tuned, write
+from rumlib.metrics import Evaluation, accuracies, class_accuracies, class_mia, evaluate, evaluation, jensen_shannon
 from rumlib.models import build
-from rumlib.packed import opened
-from rumlib.profiles import Profile, profile
-from rumlib.rows import tow_between
+from rumlib.proxies import HOLDOUT, PROXIES, TRACED, Curvature, Trace, proxy
 from rumlib.rum import RUM, stream
-from rumlib.scores import (
-    HOLDOUT,
-    PROXIES,
-    TRACED,
-    Bank,
-    Curvature,
-    Score,
-    Trace,
-    bands,
-    entanglement,
-    matched,
-    mmd,
-    proxy,
-)
+from rumlib.scores import Bank, Score, bands, entanglement, matched, mmd
 from rumlib.scores import bank as train_bank
 from rumlib.spdgan import SPDGAN, probes, unlearning_degree
-from rumlib.train import cost, count_examples, derive, features, fit, predict
-from rumlib.tune import FOLDER, search, tuned, write
+from rumlib.stats import tow_between
+from rumlib.train import cost, count_examples, derive_seed, features, fit, predict
 
 # -- Forget sets and cells --------------------------------------------------------------------------------------------
 
@@ -145,14 +126,14 @@ def _set(algorithm, setting: Mapping):
 # -- The study --------------------------------------------------------------------------------------------------------
 
 
-class Study(Remembering):
-    """All computations of a profile, remembered under `runs/<profile>`.
+class Study(Memoized):
+    """All computations of a profile, memoized under `runs/<profile>`.
 
     profile  its name, or a Profile
     seeds    number of reporting seeds; None: those of the profile
     quiet    no progress bar
 
-    Where RUM_FROM names a folder of published results (`rumlib.packed`), all cells come from it.
+    Where RUM_FROM names a folder of published results (`rumlib.lab.results`), all cells come from it.
     """
 
     def __init__(self, which: str | Profile, *, seeds: int | None = None, quiet: bool = False,
@@ -203,9 +184,9 @@ class Study(Remembering):
                 "recipe": repr(self.profile.recipe), "device": self.device.type, "dtype": str(weight.dtype),
                 "torch": ".".join(version("torch").split(".")[:2]), "format": FORMAT}
 
-    # -- what is remembered
+    # -- what is memoized
 
-    @remembered
+    @memoized
     def bank(self, numbers: range, fraction: float, how: Retrain) -> dict:
         """Subset models of the memorization estimator."""
         start = time.perf_counter()
@@ -214,7 +195,7 @@ class Study(Remembering):
         return {"seconds": seconds, "tensors": {"included": part.included, "correct": part.correct},
                 "large": {"margin": part.margin}}
 
-    @remembered
+    @memoized
     def original(self, seed: int) -> dict:
         """A model trained on everything, and the trace of its training."""
         trace = Trace(self.train)
@@ -223,7 +204,7 @@ class Study(Remembering):
         return {**asdict(spent), "trace_seconds": trace.seconds, "large": model.state_dict(),
                 "tensors": {name: getattr(trace, name) for name in (*TRACED, "seen")}}
 
-    @remembered
+    @memoized
     def probed(self, name: str, seed: int) -> dict:
         """A proxy that needs passes of its own, and the seconds that these took."""
         if name == "loss_curvature":
@@ -231,7 +212,7 @@ class Study(Remembering):
             fit(self.profile.make_model, self.train, self.profile.recipe, seed=seed, probe=probe)
             return {"seconds": probe.seconds, "tensors": {"values": proxy(name, probe).values}}
         start, values = time.perf_counter(), torch.empty(len(self.train))
-        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(derive(seed, "held out")))
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(derive_seed(seed, "held out")))
         for tenth in order.tensor_split(10)[:2]:             # the second run scores what the first one held out
             mask = torch.zeros(len(self.train), dtype=torch.bool)
             mask[tenth] = True
@@ -242,13 +223,13 @@ class Study(Remembering):
             values[~mask] = scored.values
         return {"seconds": time.perf_counter() - start, "tensors": {"values": values}}
 
-    @remembered
+    @memoized
     def right(self, seed: int) -> dict:
         """Which examples of the training and of the test data the original model gets right, (n,) bool each."""
         return {"tensors": {part: predict(self.model(seed), examples).argmax(1) == examples.y
                             for part, examples in (("train", self.train), ("test", self.test))}}
 
-    @remembered
+    @memoized
     def placed(self, seed: int, count: int) -> dict:
         """Where the training examples lie in the original model's embedding: distance from the centroid, (n,), and the
         positions of so many bands by it."""
@@ -256,12 +237,12 @@ class Study(Remembering):
         found = {f"band {k}": rows for k, rows in enumerate(bands(embedding, count))}
         return {"tensors": {"distance": (embedding - embedding.mean(0)).norm(dim=1), **found}}
 
-    @remembered
+    @memoized
     def alike(self, score: Score, size: int, seed: int) -> dict:
         """Positions of sets that are matched on a score and apart in entanglement (see `rumlib.matched`)."""
         return {"tensors": matched(score.values, self._embedding(seed), size)}
 
-    @remembered
+    @memoized
     def apart(self, forget: ForgetSet, seed: int) -> dict:
         """Entanglement score and MMD (the root, as published) of a forget set with the rest, in the original model's
         embedding."""
@@ -269,12 +250,12 @@ class Study(Remembering):
         return {"entanglement": entanglement(embedding[~gone], embedding[gone]),
                 "mmd": math.sqrt(max(mmd(embedding[~gone], embedding[gone]), 0))}
 
-    @remembered
+    @memoized
     def given(self, call: Callable, arguments: tuple) -> dict:
         """What a function, such as one of a notebook, gives for this study and these arguments."""
         return call(self, *arguments)
 
-    @remembered
+    @memoized
     def oracle(self, forget: ForgetSet, seed: int) -> dict:
         """A model retrained without the forget set, with the same seed as the original."""
         gone, kept = self.split(forget)
@@ -283,7 +264,7 @@ class Study(Remembering):
         return {**asdict(spent), **asdict(evaluate(model, gone, kept, self.test)), "large": model.state_dict(),
                 "tensors": {"forget": forget.index}}         # its hash alone would not say which
 
-    @remembered
+    @memoized
     def run(self, forget: ForgetSet, algorithm: Callable, seed: int, mia: bool) -> dict:
         """One unlearning run beside its oracle."""
         sets, reference = (*self.split(forget), self.test), self.reference(forget, seed)
@@ -308,7 +289,7 @@ class Study(Remembering):
         row |= {} if chosen is None else {"order": list(chosen.order), "chosen": [repr(step) for step in chosen.steps]}
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
 
-    @remembered
+    @memoized
     def generator(self, forget: ForgetSet, config: SPDGAN, seed: int, number: int) -> dict:
         """A generator that shifts the forget set; its reference is the oracle of a tuning seed."""
         reference, original = self.retrained(forget, self.profile.tuning_seeds[0])[0], self.model(seed)
@@ -316,7 +297,7 @@ class Study(Remembering):
             shift = config(original, reference, self.split(forget)[0], seed=number, quiet=True)
         return {"seconds": spent.seconds, "large": shift.state_dict()}
 
-    @remembered
+    @memoized
     def degrees(self, forget: ForgetSet, algorithm: Callable, seed: int, config: SPDGAN,
                 numbers: tuple[int, ...]) -> dict:
         """How deep an algorithm unlearned: its unlearning degree on each probe, by the generators of these numbers."""
@@ -336,7 +317,7 @@ class Study(Remembering):
                          "adjusted": test.adjusted, "adjusted_retain": retain.adjusted})
         return {"rows": rows}
 
-    @remembered
+    @memoized
     def dynamics(self, forget: ForgetSet, algorithm: RUM, seed: int) -> dict:
         """A RUM step by step: accuracies on each part, on retain and test set, before it and after each step."""
         sets = self.split(forget)
@@ -348,7 +329,7 @@ class Study(Remembering):
         return {"rows": [{"step": k, "part": part, **accuracies(model, watched)}
                          for k, (part, model) in enumerate(models)], "oracle": oracle}
 
-    @remembered
+    @memoized
     def requests(self, forgets: tuple[ForgetSet, ...], algorithm: Callable, seed: int,
                  renew: int | tuple[Callable, float] | None) -> dict:
         """One request for deletion after the other, each beside a model retrained without all that is gone. `renew`:
@@ -516,7 +497,7 @@ class Study(Remembering):
         return found
 
     def remember(self, function: Callable, tasks: Iterable[tuple] = ((),)) -> list[dict]:
-        """What `function(study, *task)` gives for each task, remembered as cells are, and computed on all cores.
+        """What `function(study, *task)` gives for each task, memoized as cells are, and computed on all cores.
 
         The function counts with its code, so it stands at the top of a notebook or module; it returns a dictionary of
         plain values, and tensors under "tensors". What its arguments do not say, such as a variable of the notebook,
@@ -622,7 +603,7 @@ class Study(Remembering):
             tried += [{"name": name, "rate": setting.get("lr"), "setting": setting, "forget": forget.digest, "tow": tow,
                        "chosen": setting == entry["values"]} for setting, tow in record]
         record = pd.DataFrame(tried)
-        record.attrs["source"] = f"read from rumlib/tuned/{self.profile.name}.json"
+        record.attrs["source"] = f"read from rumlib/lab/tuned/{self.profile.name}.json"
         return chosen, record
 
     def report(self, chosen: Mapping[tuple, Callable], sets: Mapping[str, ForgetSet]) -> pd.DataFrame:
@@ -637,7 +618,7 @@ class Study(Remembering):
         """Choose learning rates, or values of other fields, by ToW against the retrained oracle, on the tuning seeds.
 
         `cells` maps a name to (forget set, algorithm, space): learning rates, or field -> values, or field -> Optuna
-        distribution; `trials` bounds the settings tried for each (see `rumlib.tune`). Returns the algorithms with the
+        distribution; `trials` bounds the settings tried for each (see `rumlib.lab.tuning`). Returns the algorithms with the
         chosen values under the same names, and the record of all that was tried; in it, `rate` is the learning rate. A
         setting that diverges on any tuning seed is not chosen.
         """
@@ -688,7 +669,7 @@ class Study(Remembering):
 
     def provenance(self) -> dict:
         """What is needed to say where a figure comes from."""
-        package = Path(__file__).parent
+        package = Path(__file__).parents[1]
         lock = package.parent / "requirements.lock"
         return {
             "profile": self.profile.name,

@@ -1,7 +1,7 @@
 """Finished cells of a study on disk: computed once, read back whenever they are asked for again.
 
-    class Study(Remembering):
-        @remembered
+    class Study(Memoized):
+        @memoized
         def oracle(self, forget, seed): ...                  # returns plain values, and tensors under "tensors"
 
     study.oracle(forget, 0)                                  # computed, or read back
@@ -11,7 +11,7 @@
 A cell is found by what it depends on: its code, the data and settings of its study, its arguments. What is written is
 whole and durable, or not there. A cell that fails is recorded and tried again by the next run; the others go on. What
 is no fault of a cell (no memory, a lost device, a full disk) ends the run, and so does RUM_UNTIL, a time in seconds
-since 1970 after which no cell is started. With published results (`rumlib.packed`) nothing is computed at all.
+since 1970 after which no cell is started. With published results (`rumlib.lab.results`) nothing is computed at all.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rumlib import engine
-from rumlib.code import PACKAGE, code_of
 from rumlib.data import digest
+from rumlib.lab import engine
+from rumlib.lab.codehash import PACKAGE, code_of
 from rumlib.models import describe
 
 FORMAT = 2                                                   # of the files: one more whenever what they hold changes
@@ -332,7 +332,7 @@ def hindrance(problem: Exception) -> str | None:
 # -- Asking for cells -------------------------------------------------------------------------------------------------
 
 
-class remembered:
+class memoized:
     """Make a method of a study a cell: computed once for its code, its study's data and settings, its arguments."""
 
     def __init__(self, compute: Callable):
@@ -343,31 +343,31 @@ class remembered:
     def __get__(self, study, owner=None) -> Callable:
         return self if study is None else partial(self, study)
 
-    def __call__(self, study: Remembering, *arguments) -> dict:
+    def __call__(self, study: Memoized, *arguments) -> dict:
         return study.ask(self, [arguments], self.__name__)[0]
 
-    def identity(self, study: Remembering, *arguments) -> dict:
+    def identity(self, study: Memoized, *arguments) -> dict:
         """All that the cell depends on."""
         return {"what": self.__name__, "code": self.code(study), "study": study.identity,
                 "arguments": {name: factory(value) if name == "call" else identify(value)
                               for name, value in zip(self.names, arguments, strict=True)}}
 
-    def code(self, study: Remembering) -> str:
+    def code(self, study: Memoized) -> str:
         """Hash of the code that computes it; a user's own kind of study counts with all its methods."""
         own, kind = code_of(self), type(study)
         return own if kind.__module__.startswith("rumlib.") else digest_of([own, code_of(kind)])
 
-    def lookup(self, study: Remembering, *arguments) -> dict | None:
+    def lookup(self, study: Memoized, *arguments) -> dict | None:
         """Its values if it is there."""
         cell = study.store.read(self.__name__, digest_of(self.identity(study, *arguments)))
         return cell and cell["values"]
 
-    def make(self, study: Remembering, identity: Mapping, arguments: tuple) -> dict | Failure:
+    def make(self, study: Memoized, identity: Mapping, arguments: tuple) -> dict | Failure:
         """The cell, read back or computed and kept. What goes wrong is recorded, and returned or, inside another cell,
         raised again. Raises Stopped, and records nothing, where it is no fault of the cell."""
         return study.store.read(self.__name__, digest_of(identity)) or self.anew(study, identity, arguments)
 
-    def anew(self, study: Remembering, identity: Mapping, arguments: tuple) -> dict | Failure:
+    def anew(self, study: Memoized, identity: Mapping, arguments: tuple) -> dict | Failure:
         """The cell, computed and kept."""
         start = time.perf_counter()
         try:
@@ -387,15 +387,15 @@ class remembered:
             return failure
 
 
-class Remembering:
-    """What has remembered methods: it asks for cells, computes those that are missing on all cores, and keeps count.
+class Memoized:
+    """What has memoized methods: it asks for cells, computes those that are missing on all cores, and keeps count.
 
     A subclass has `identity`, a dictionary of all that every cell depends on. With `published` results every cell comes
     from them, and nothing is computed.
     """
 
     identity: Mapping
-    published = None                                         # a `rumlib.packed.Packed`
+    published = None                                         # a `rumlib.lab.results.Packed`
 
     def __init__(self, folder: Path, *, workers: int, quiet: bool):
         self.store = Store(folder / "cells")
@@ -415,14 +415,14 @@ class Remembering:
         finally:
             self.inside = before
 
-    def ask(self, method: remembered, tasks: list[tuple], what: str) -> list[dict]:
+    def ask(self, method: memoized, tasks: list[tuple], what: str) -> list[dict]:
         """The values of the cells for these arguments, read back or computed. Raises CellsFailed, at the end, if some
         could not be."""
         found = self.attempt(method, tasks, what)
         self.refuse(found)
         return [cell["values"] for cell in found]
 
-    def large(self, method: remembered, *arguments) -> dict[str, Tensor]:
+    def large(self, method: memoized, *arguments) -> dict[str, Tensor]:
         """The large tensors of a cell: read, or computed again where the cell is there without them. Raises
         NotPublished where it may not be computed."""
         if self.published:
@@ -449,7 +449,7 @@ class Remembering:
             problem.add_note(failures[0].trace)
             raise problem
 
-    def attempt(self, method: remembered, tasks: list[tuple], what: str) -> list[dict | Failure]:
+    def attempt(self, method: memoized, tasks: list[tuple], what: str) -> list[dict | Failure]:
         """The cells for these arguments, or what happened instead."""
         identities = [method.identity(self, *task) for task in tasks]
         if self.published:
@@ -471,7 +471,7 @@ class Remembering:
         self._count(method.__name__, found, computed=set(todo))
         return [found[key] for key in keys]
 
-    def _compute(self, method: remembered, todo: list[tuple], what: str) -> dict[str, dict | Failure]:
+    def _compute(self, method: memoized, todo: list[tuple], what: str) -> dict[str, dict | Failure]:
         """What is started before the time is up is finished, and kept. Raises TimeIsUp if not all could be started."""
         self.bar = self.bar if self.bar is not None else tqdm(total=0, disable=self.quiet, unit="cell")
         self.bar.total += len(todo)
@@ -518,7 +518,7 @@ class Remembering:
 
     def codes(self) -> dict[str, str]:
         """Hashes of the code of the package, and of what each kind of cell depends on (arguments have their own)."""
-        kinds = inspect.getmembers(type(self), lambda member: isinstance(member, remembered))
+        kinds = inspect.getmembers(type(self), lambda member: isinstance(member, memoized))
         return {PACKAGE.name: PACKAGE.whole, **{name: method.code(self) for name, method in kinds}}
 
     def count(self) -> dict:
@@ -537,7 +537,7 @@ def notebook() -> str:
     return Path(os.environ.get("RUM_NOTEBOOK") or os.environ.get("JPY_SESSION_NAME") or sys.argv[0] or "python").stem
 
 
-def _make(study: Remembering, kind: str, identity: Mapping, arguments: tuple, until: float) -> dict | Failure | None:
+def _make(study: Memoized, kind: str, identity: Mapping, arguments: tuple, until: float) -> dict | Failure | None:
     """A task; None if it is too late for it. It must be what was asked for also where it is computed: files may have
     changed since, or differ from machine to machine."""
     if time.time() >= until:

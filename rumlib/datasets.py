@@ -1,0 +1,299 @@
+"""Readers: known data sets, folders of images, torch Datasets, and lists of what must be forgotten.
+
+    train, test = load("digits")             # real 8x8 digits, embedded; noise and flipped labels are known
+    train, test = load("cifar10", root=...)  # Parquet or torchvision's files; also cifar100, ..., a folder
+    train = from_dataset(my_dataset)         # any torch Dataset of (image, class) pairs
+    train, test = gaussians()                # points in the plane around four centres, a class each
+    mask = forget_ids("forget.csv", train)   # a deletion request: a column "id" of numbers as in train.index
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from operator import index as whole
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from rumlib.data import Examples
+
+DATASETS = ("digits", "cifar10", "cifar100", "fashion_mnist", "tiny_imagenet")
+
+
+def load(name: str, *, root: str | Path | None = None, download: bool = False, classes: tuple[int, ...] | None = None,
+         n: int | None = None, n_test: int | None = None, size: int | None = None, seed: int = 0,
+         noise: float = 1.0, flips: float = 0.05) -> tuple[Examples, Examples]:
+    """Load (train, test).
+
+    name      "digits", "cifar10", "cifar100", "fashion_mnist", "tiny_imagenet" (its validation images are the test
+              set), or the path of a folder with ``train/<class>/*`` and ``test/<class>/*`` (or ``val/``)
+    root      where the files are; else the environment variable RUM_DATA; else ``data``
+    download  let torchvision fetch what is missing (needs a network)
+    classes   keep these classes only, renumbered from 0 in the order given
+    n, n_test keep a random (`seed`) part of that many images
+    size      resize to this height and width
+    noise     digits: image i gets Gaussian pixel noise of standard deviation noise * u_i^2, u_i uniform, then is
+              clipped to [0, 1]; known as info["noise"]. 0: none
+    flips     digits: share of training labels moved to another class; known as info["flipped"]. 0: none
+
+    Raises ValueError for an unknown name and FileNotFoundError, saying where it looked, for missing files.
+    """
+    select = dict(classes=classes, seed=seed, size=size)
+    if name == "digits":
+        train, test = _digits(noise, flips, seed)
+        return _part(train, n=n, **select), _part(test, n=n_test, **select)
+    if name not in DATASETS and not Path(name).is_dir():
+        raise ValueError(f"unknown data set {name!r}; choose one of {', '.join(DATASETS)}, or give the path of a "
+                         f"folder with train/<class>/* and test/<class>/*")
+    if name not in DATASETS:
+        return _folder(Path(name), "train", n=n, **select), _folder(Path(name), "test", n=n_test, **select)
+    folder = _in_parquet(name, root)
+    if folder is not None:
+        return (_parquet(folder / "train.parquet", n=n, **select),
+                _parquet(folder / "test.parquet", n=n_test, **select))
+    if name == "tiny_imagenet":
+        (read_train, *of_train), (read_test, *of_test) = _tiny_imagenet(_root(root))
+        return _chosen(read_train, *of_train, n=n, **select), _chosen(read_test, *of_test, n=n_test, **select)
+    train, test = _torchvision(name, _root(root), download)
+    return _part(train, n=n, **select), _part(test, n=n_test, **select)
+
+
+def source(name: str, *, root: str | Path | None = None) -> str:
+    """What results on the data that `load` would read are to be called: the name of the data set, "CIFAR-10 (JPEG)"
+    where its images have been through a code that loses detail."""
+    import pyarrow.parquet
+
+    folder = _in_parquet(name, root)
+    if folder is None:
+        return name
+    first = next(pyarrow.parquet.ParquetFile(folder / "train.parquet").iter_batches(1, columns=["img"]))
+    return "CIFAR-10 (JPEG)" if first["img"][0].as_py()["bytes"].startswith(b"\xff\xd8") else name
+
+
+def _root(root: str | Path | None) -> Path:
+    return Path(root or os.environ.get("RUM_DATA") or "data")
+
+
+def _in_parquet(name: str, root: str | Path | None) -> Path | None:
+    """The folder with the data set as Parquet files, if there is one."""
+    found = [folder for folder in (_root(root) / name, _root(root)) if (folder / "train.parquet").exists()]
+    return found[0] if name == "cifar10" and found else None
+
+
+def from_dataset(dataset, *, limit: float = 4e9, index: Tensor | None = None) -> Examples:
+    """The pairs (image, class) of a torch Dataset as Examples: in memory, in its order, its transform applied once.
+
+    dataset  with a length; an image is a tensor (c, h, w), an array of that shape, or a PIL image; all of one shape
+    limit    bytes that the images may take; they are counted before they are read
+    index    (n,) who each example is; its position in the dataset if not given
+
+    Raises TypeError for what gives no pairs or whole classes, ValueError for too many or unequal images.
+    """
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise TypeError(f"{type(dataset).__name__} has no length or positions; give a map-style Dataset, or collect "
+                        f"its images and make Examples(x, y)")
+    if not len(dataset):
+        raise ValueError("the dataset is empty")
+    first = _pair(dataset, 0)[0]
+    n, size = len(dataset), len(dataset) * first.nbytes
+    if size > limit:
+        raise ValueError(f"{n} images {tuple(first.shape)} of {first.dtype} take {size / 1e9:.3g} GB, more than "
+                         f"limit={limit / 1e9:.3g} GB: take a part (torch.utils.data.Subset), make them smaller or "
+                         f"uint8, or raise limit=")
+    x, y = torch.empty((n, *first.shape), dtype=first.dtype), torch.empty(n, dtype=torch.int64)
+    for k in range(n):
+        image, y[k] = _pair(dataset, k)
+        if (image.shape, image.dtype) != (first.shape, first.dtype):
+            raise ValueError(f"image {k} is {tuple(image.shape)} {image.dtype}, the first is {tuple(first.shape)} "
+                             f"{first.dtype}; bring them to one size and type by the transform of the dataset")
+        x[k] = image
+    return Examples(x, y, index, names=tuple(getattr(dataset, "classes", ())))
+
+
+def _pair(dataset, k: int) -> tuple[Tensor, int]:
+    from PIL.Image import Image
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    try:
+        image, label = dataset[k]
+        image = pil_to_tensor(image) if isinstance(image, Image) else torch.as_tensor(image)
+        return image, whole(label)
+    except (TypeError, ValueError) as problem:
+        raise TypeError(f"item {k} of the dataset must be an image and its class, a whole number: "
+                        f"{problem}") from problem
+
+
+def gaussians(n: int = 1000, n_test: int = 1000, *, spread: float = 0.5, seed: int = 0) -> tuple[Examples, Examples]:
+    """(train, test): points x (4 n, 2) around (1, 1), (1, -1), (-1, 1) and (-1, -1), n and n_test of each class.
+
+    The demonstration of class unlearning in the plane (Kodge, Saha and Roy, TMLR 2024): normal, with standard deviation
+    `spread`. A model for them: ``mlp(shape=(2,), classes=4, hidden=(64, 64, 64, 64), norm=True)``.
+    """
+    if n < 1 or n_test < 1 or spread <= 0:
+        raise ValueError(f"n and n_test must be at least 1 and spread positive; got {n}, {n_test} and {spread}")
+    random = torch.Generator().manual_seed(seed)
+    centres = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    labels = [torch.arange(4 * size) % 4 for size in (n, n_test)]
+    return tuple(Examples(centres[y] + spread * torch.randn(len(y), 2, generator=random), y) for y in labels)
+
+
+def _digits(noise: float, flips: float, seed: int) -> tuple[Examples, Examples]:
+    """scikit-learn's 1,797 real digits: 1,297 to train, 500 to test; split, noise and flips drawn from `seed`."""
+    from sklearn.datasets import load_digits
+
+    if noise < 0 or not 0 <= flips < 1:
+        raise ValueError(f"noise must be at least 0 and flips in [0, 1); got noise={noise}, flips={flips}")
+    images, labels = load_digits(return_X_y=True)
+    x = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16
+    y = torch.tensor(labels)
+    random = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(x), generator=random)
+    spread = noise * torch.rand(len(x), generator=random) ** 2
+    if noise:
+        x = (x + spread.view(-1, 1, 1, 1) * torch.randn(x.shape, generator=random)).clamp(0, 1)
+    flipped = torch.rand(len(x), generator=random) < flips
+    flipped[order[1297:]] = False                            # the test labels stay true
+    other = (y + torch.randint(1, 10, y.shape, generator=random)) % 10
+    data = Examples(x, torch.where(flipped, other, y), info={"noise": spread, "flipped": flipped},
+                    names=tuple("0123456789"))
+    return data[order[:1297].sort().values], data[order[1297:].sort().values]
+
+
+def _parquet(path: Path, **select) -> Examples:
+    """The layout of the Hugging Face hub: img = {bytes, path}, label. Only the images that are kept get decoded."""
+    import pyarrow.parquet
+    from PIL import Image
+
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing beside {path.parent}/train.parquet")
+    table = pyarrow.parquet.read_table(path, columns=["img", "label"])
+    y = torch.tensor(table["label"].to_numpy())
+    coded = table["img"].combine_chunks().field("bytes")
+
+    def decode(rows):
+        return torch.stack([torch.from_numpy(np.array(Image.open(io.BytesIO(coded[int(i)].as_py())).convert("RGB")))
+                            for i in rows]).permute(0, 3, 1, 2)
+
+    names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    return _chosen(decode, y, names, **select)
+
+
+def _folder(root: Path, part: str, **select) -> Examples:
+    """Images in one folder per class, by torchvision; all are brought to one size (default 32)."""
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms.v2.functional import pil_to_tensor, resize
+
+    tried = [root / part] if part == "train" else [root / part, root / "val"]
+    found = [folder for folder in tried if folder.is_dir()]
+    if not found:
+        raise FileNotFoundError(f"no folder {' or '.join(map(str, tried))}; "
+                                f"a folder of images needs train/<class>/* and test/<class>/*")
+    images = ImageFolder(str(found[0]))
+    size = select["size"] or 32
+    return _chosen(lambda rows: torch.stack([resize(pil_to_tensor(images[int(i)][0]), [size, size]) for i in rows]),
+                   torch.tensor(images.targets), tuple(images.classes), **select)
+
+
+def _tiny_imagenet(root: Path) -> list[tuple[Callable, Tensor, tuple[str, ...]]]:
+    """(how to decode rows, labels, names) of training and validation images, 64x64: classes in the order of their
+    names, images in that of their files and of val_annotations.txt."""
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    folder = next((f for f in (root / "tiny-imagenet-200", root / "tiny_imagenet", root) if (f / "val").is_dir()), None)
+    if folder is None or not (folder / "val" / "val_annotations.txt").exists():
+        raise FileNotFoundError(f"tiny_imagenet was not found under {root.resolve()}: unpack tiny-imagenet-200.zip "
+                                f"there (it cannot be fetched with download=True), or point RUM_DATA or root= to it")
+    images = ImageFolder(str(folder / "train"))
+    lines = [line.split("\t") for line in (folder / "val" / "val_annotations.txt").read_text().splitlines()]
+    validation = [(folder / "val" / "images" / Path(file).name, images.class_to_idx[c]) for file, c, *_ in lines]
+    both = []
+    for samples in (images.samples, validation):
+        def decode(rows, samples=samples):
+            return torch.stack([pil_to_tensor(images.loader(samples[int(i)][0])) for i in rows])
+
+        both.append((decode, torch.tensor([c for _, c in samples]), tuple(images.classes)))
+    return both
+
+
+def _torchvision(name: str, root: Path, download: bool) -> tuple[Examples, Examples]:
+    """torchvision's own files. Those of CIFAR are pickles, read only after their published checksum was found right."""
+    import torchvision.datasets as sets
+
+    kind = {"cifar10": sets.CIFAR10, "cifar100": sets.CIFAR100, "fashion_mnist": sets.FashionMNIST}[name]
+    old = root / kind.__name__ / "processed"
+    if old.exists():
+        raise ValueError(f"{old} holds pickles of an old torchvision, which are not read: delete it, and load with "
+                         f"download=True")
+    try:
+        parts = [kind(str(root), train=train, download=download) for train in (True, False)]
+    except RuntimeError as problem:
+        layouts = f"{root / name}/train.parquet and test.parquet, or " if name == "cifar10" else ""
+        raise FileNotFoundError(f"{name} was not found under {root.resolve()}: put there {layouts}torchvision's files, "
+                                f"point RUM_DATA or root= to them, or load with download=True") from problem
+    both = []
+    for part in parts:
+        x = torch.as_tensor(part.data)
+        x = x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2)
+        both.append(Examples(x.contiguous(), torch.as_tensor(part.targets), names=tuple(part.classes)))
+    return both[0], both[1]
+
+
+def _part(data: Examples, **select) -> Examples:
+    """The chosen ones of examples that are in memory; `index` and `info` stay theirs."""
+    chosen = _chosen(lambda rows: data.x[rows], data.y, data.names, **select)
+    rows = chosen.index
+    info = {name: values[rows] for name, values in data.info.items()}
+    return Examples(chosen.x, chosen.y, data.index[rows], info, chosen.names)
+
+
+def _chosen(decode, y: Tensor, names: tuple[str, ...], *, classes, n, size, seed) -> Examples:
+    """Those of the images with labels `y` that are asked for; index stays the row in the whole data set."""
+    if classes is not None and (len(set(classes)) != len(classes) or not set(classes) <= set(y.tolist())):
+        raise ValueError(f"classes must be different ones of {sorted(set(y.tolist()))}; got {classes}")
+    rows = torch.arange(len(y)) if classes is None else torch.isin(y, torch.tensor(classes)).nonzero()[:, 0]
+    if n is not None and not 0 < n <= len(rows):
+        raise ValueError(f"n={n} images were asked for; there are {len(rows)}")
+    if n is not None:
+        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n]].sort().values
+    x, y = decode(rows), y[rows]
+    if size is not None and x.shape[-1] != size:
+        resized = torch.nn.functional.interpolate(x.float(), (size, size), mode="area")
+        x = resized.round().to(x.dtype) if x.dtype == torch.uint8 else resized
+    if classes is not None:
+        y = torch.stack([y == c for c in classes]).int().argmax(0)
+        names = tuple(names[c] for c in classes) if names else ()
+    return Examples(x.contiguous(), y, rows, names=names)
+
+
+def forget_ids(path: str | Path, examples: Examples, *, column: str = "id") -> Tensor:
+    """Mask (n,) of the examples whose `index` is in that column of a CSV file: what a deletion request may look like.
+
+    The file has a line of names first; an id may come more than once. Raises FileNotFoundError or ValueError for a file
+    without such a column or without ids, for what is no whole number, and for ids that no example has.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"there is no list of ids {path}")
+    try:
+        table = pd.read_csv(path, dtype=str, skipinitialspace=True)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as problem:
+        raise ValueError(f"{path} is no CSV file: {problem}") from problem
+    if column not in table:
+        raise ValueError(f"{path} has no column {column!r}; its first line names {', '.join(map(repr, table))}. Give "
+                         f"column=, or put the name above the ids")
+    ids = table[column].str.strip()
+    wrong = ids[~ids.str.fullmatch(r"\d{1,18}").fillna(False).astype(bool)]
+    if len(wrong) or not len(ids):
+        found = f"number {wrong.index[0] + 1} is {wrong.iloc[0]!r}" if len(wrong) else "there are none"
+        raise ValueError(f"ids in {path} must be whole numbers, those of examples.index; {found}")
+    asked = torch.tensor(ids.astype("int64").to_numpy())
+    unknown = asked[~torch.isin(asked, examples.index.cpu())].unique()
+    if len(unknown):
+        raise ValueError(f"{len(unknown)} ids of {path} belong to none of the {len(examples)} examples, e.g. "
+                         f"{unknown[:3].tolist()}")
+    return torch.isin(examples.index, asked.to(examples.index.device))
