@@ -28,7 +28,8 @@ from torch import nn
 
 from rumlib.data import Examples, digest
 from rumlib.lab.codehash import PACKAGE
-from rumlib.lab.memo import digest_of, put
+from rumlib.lab.codehash import digest_of
+from rumlib.lab.store import put
 from rumlib.models import Factory, describe
 from rumlib.train import Cost
 

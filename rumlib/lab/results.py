@@ -27,7 +27,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from rumlib.lab.memo import NotPublished, differences, digest_of, put
+from rumlib.lab.codehash import differences, digest_of
+from rumlib.lab.memo import NotPublished
+from rumlib.lab.store import put
 
 FORMAT = 1                                                   # of the files
 LIMIT = 16 * 2**20                                           # bytes of a file: what hosts of code and reviewers take
