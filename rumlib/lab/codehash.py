@@ -287,9 +287,9 @@ class Package(Definitions):
 
     def _resolve(self, home: str, imported: Mapping[str, str], chain: tuple[str, ...]) -> tuple[str | None, str]:
         root, *rest = chain
-        if root in imported:
-            return self._follow(".".join((imported[root], *rest)))
-        return self._follow(".".join((home, *chain))) if root in self.module(home).defined else (None, ".".join(chain))
+        if root in self.module(home).defined:                # also one that an import may have defined before
+            return self._follow(".".join((home, *chain)))
+        return self._follow(".".join((imported[root], *rest))) if root in imported else (None, ".".join(chain))
 
     def _follow(self, target: str) -> tuple[str | None, str]:
         """What a dotted name means, wherever it is imported from: (definition or module, rest)."""
