@@ -15,6 +15,7 @@ import contextlib
 import copy
 import hashlib
 import math
+import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -368,9 +369,17 @@ def check_compatible(model: nn.Module, examples: Examples) -> None:
 # -- Randomness and cost ----------------------------------------------------------------------------------------------
 
 
+def as_seed(seed: int) -> int:
+    """The seed as a Python int, whatever integer type it came in. Raises TypeError for what is no integer."""
+    try:
+        return operator.index(seed)
+    except TypeError:
+        raise TypeError(f"a seed is a whole number, e.g. seed=0; got {seed!r}") from None
+
+
 def derive_seed(seed: int, *names) -> int:
     """A seed for the task called `names`: the same wherever and in whatever order tasks run."""
-    return int.from_bytes(hashlib.sha256(repr((seed, *names)).encode()).digest()[:7], "big")
+    return int.from_bytes(hashlib.sha256(repr((as_seed(seed), *names)).encode()).digest()[:7], "big")
 
 
 @contextlib.contextmanager
