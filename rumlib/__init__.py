@@ -19,8 +19,8 @@ from rumlib.data import Examples, label_hash
 from rumlib.datasets import forget_ids, from_dataset, gaussians, load
 from rumlib.ensemble import fit_many
 from rumlib.lab.card import Card
-from rumlib.lab.profiles import Profile, profile
 from rumlib.lab.computations import ForgetSet
+from rumlib.lab.profiles import Profile, profile
 from rumlib.lab.study import Study
 from rumlib.lab.tables import Cell
 from rumlib.lab.tuning import tuned, vary
