@@ -247,7 +247,7 @@ class Study(Memoized):
         """Entanglement score and MMD (the root, as published) of a forget set with the rest, in the original model's
         embedding."""
         embedding, gone = self._embedding(seed), torch.isin(self.train.index, forget.index)
-        return {"entanglement": entanglement(embedding[~gone], embedding[gone]),
+        return {"entanglement": entanglement(embedding[gone], embedding[~gone]),
                 "mmd": math.sqrt(max(mmd(embedding[~gone], embedding[gone]), 0))}
 
     @memoized
@@ -283,7 +283,7 @@ class Study(Memoized):
             apart = jensen_shannon(given.softmax(1), right.softmax(1)).mean().item()
             row[f"similarity_{name}"] = 1 - apart / math.log(2)
         if not set(sets[0].y.tolist()) & set(sets[1].y.tolist()):                # whole classes are gone
-            of_classes = class_accuracies(model, self.test, sets[0].y.unique().tolist())
+            of_classes = class_accuracies(model, sets[0], self.test)
             row |= {f"test_{name}": value for name, value in of_classes.items()}
             row["class_mia"] = class_mia(model, *sets) if mia else math.nan
         row |= {} if chosen is None else {"order": list(chosen.order), "chosen": [repr(step) for step in chosen.steps]}
