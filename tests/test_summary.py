@@ -67,32 +67,32 @@ A, B = {"algorithm": "a"}, {"algorithm": "b"}
     ([0.9], [0.1], "open"),
 ])
 def test_the_verdict_is_where_the_interval_lies(a, b, verdict):
-    found = rum.contrast(rows(a=a, b=b), "tow", A, B)
+    found = rum.stats.contrast(rows(a=a, b=b), A, B, of="tow")
     assert found["verdict"] == verdict
     assert found["mean"] == pytest.approx(np.mean(np.subtract(a, b))) and found["n"] == len(a)
 
 
 def test_a_contrast_is_paired_by_seed_and_not_by_row():
     table = rows(a=[0.9, 0.5, 0.1], b=[0.8, 0.4, 0.0])
-    found = rum.contrast(table, "tow", A, B)
+    found = rum.stats.contrast(table, A, B, of="tow")
     assert found["low"] == pytest.approx(0.1) and found["high"] == pytest.approx(0.1)
-    assert rum.contrast(table.sample(frac=1, random_state=1), "tow", A, B) == pytest.approx(found)
+    assert rum.stats.contrast(table.sample(frac=1, random_state=1), A, B, of="tow") == pytest.approx(found)
 
 
 def test_several_rows_of_a_seed_are_averaged_first():
     table = pd.concat([rows(a=[0.2, 0.4], b=[0.1, 0.1]), rows(a=[0.4, 0.8])])
-    found = rum.contrast(table, "tow", A, B)
+    found = rum.stats.contrast(table, A, B, of="tow")
     assert found["n"] == 2 and found["mean"] == pytest.approx(0.35)
 
 
 def test_a_contrast_of_different_seeds_is_refused():
     with pytest.raises(ValueError, match="needs the same ones"):
-        rum.contrast(rows(a=[1, 2, 3], b=[1, 2]), "tow", A, B)
+        rum.stats.contrast(rows(a=[1, 2, 3], b=[1, 2]), A, B, of="tow")
     with pytest.raises(ValueError, match="needs the same ones"):
-        rum.contrast(rows(a=[1, 2, 3]), "tow", A, B)
+        rum.stats.contrast(rows(a=[1, 2, 3]), A, B, of="tow")
 
 
 def test_a_contrast_with_a_diverged_run_is_refused():
     """Its mean would be NaN and its verdict "open", as if the data were undecided."""
     with pytest.raises(ValueError, match="diverged"):
-        rum.contrast(rows(a=[0.9, None, 0.8], b=[0.1, 0.2, 0.1]), "tow", A, B)
+        rum.stats.contrast(rows(a=[0.9, None, 0.8], b=[0.1, 0.2, 0.1]), A, B, of="tow")
