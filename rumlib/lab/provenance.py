@@ -56,7 +56,7 @@ def provenance(study: Study) -> dict:
     }
 
 
-def save(study: Study, figure: Figure | Axes, name: str, *, table: pd.DataFrame):
+def save(study: Study, figure: Figure | Axes, name: str, *, table: pd.DataFrame, folder: Path | None = None):
     """Write <name>.png, <name>.csv (the numbers behind it) and <name>.json (where they come from) to the figures of the
     study, each whole or not at all. Returns the picture for the notebook to show, which so is the file itself. Raises
     ValueError for a name that would leave the folder, OSError for a full disk.
@@ -65,7 +65,7 @@ def save(study: Study, figure: Figure | Axes, name: str, *, table: pd.DataFrame)
     from IPython.display import Image
 
     plain_name(name, "a figure")
-    figure, path, picture = getattr(figure, "figure", figure), study.figures / name, io.BytesIO()
+    figure, path, picture = getattr(figure, "figure", figure), (folder or study.figures) / name, io.BytesIO()
     figure.savefig(picture, metadata={"Software": None})
     numbers = table.to_csv(index=not isinstance(table.index, pd.RangeIndex), float_format="%.6g")
     put(path.with_suffix(".png"), picture.getvalue())
