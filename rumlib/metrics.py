@@ -361,7 +361,7 @@ def flops(algorithm: Callable, model: nn.Module, forget: Examples, retain: Examp
     Two for a multiplication and addition, forward and backward, by torch's counter; d^3 / 3 for a Cholesky factor of
     d x d, 2 n d^2 to use it on n vectors. Elementwise work (activations, the optimizer) is not counted.
     """
-    from torch.utils.flop_counter import FlopCounterMode     # here: it takes a fifth of a second to import
+    from torch.utils.flop_counter import FlopCounterMode  # here: it takes a fifth of a second to import
     from torch.utils.module_tracker import ModuleTracker
 
     # No account per module: the hooks that it takes break `torch.autograd.grad` by an image (UNSIR).

@@ -66,7 +66,7 @@ def test_a_run_on_a_cluster_starts_one_for_all_notebooks_and_each_has_its_own_li
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
     seeds = {"00_one": 0, "01_last": 1}
     for path in (home / "notebooks").glob("*.ipynb"):
-        notebook(path, "import os\nfrom pathlib import Path\nimport rumlib as rum\nfrom rumlib.lab.study import find_home\n"
+        notebook(path, "import os\nfrom pathlib import Path\nimport rumlib as rum\nfrom rumlib.lab.settings import home as find_home\n"
                        f"study = rum.Study(profile, quiet=True)\nstudy.originals([{seeds[path.stem]}])\n"
                        f"(find_home() / '{path.stem}.txt').write_text(os.environ['DASK_SCHEDULER_ADDRESS'])",
                  profile="smoke", seeds=None, quiet=True)

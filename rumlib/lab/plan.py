@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from math import prod
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
@@ -34,9 +33,11 @@ from rumlib.datasets import load
 from rumlib.device import finished, pick
 from rumlib.lab import protocol
 from rumlib.lab.check import survey
+from rumlib.lab.computations import ForgetSet
 from rumlib.lab.profiles import Profile, algorithms, profile
-from rumlib.lab.study import Cell, ForgetSet, Study, vary
-from rumlib.lab.tuning import search, tuned
+from rumlib.lab.study import Study
+from rumlib.lab.tables import Cell
+from rumlib.lab.tuning import search, tuned, vary
 from rumlib.metrics import evaluation, flops
 from rumlib.models import Factory, build, describe, mlp, resnet50
 from rumlib.proxies import PROXIES, TRACED

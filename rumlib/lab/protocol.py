@@ -12,7 +12,7 @@ and runs nothing itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import permutations
 
@@ -22,8 +22,11 @@ from rumlib.algorithms.base import Keep
 from rumlib.algorithms.perturb import TopK
 from rumlib.algorithms.projection import ClassProjection
 from rumlib.choose import AutoRUM, Calibrated, HeldOut, JensenShannon, Memorized
+from rumlib.lab.computations import ForgetSet
 from rumlib.lab.profiles import Profile
-from rumlib.lab.study import Cell, ForgetSet, Study, vary
+from rumlib.lab.study import Study
+from rumlib.lab.tables import Cell
+from rumlib.lab.tuning import has_field, vary
 from rumlib.proxies import PROXIES
 from rumlib.rum import RUM, Refine, Shuffled
 from rumlib.scores import Score
@@ -66,13 +69,6 @@ class Table:
         return dict(zip(self.columns, name if isinstance(name, tuple) else (name,), strict=True))
 
 
-def has_field(algorithm: Callable, name: str) -> bool:
-    """Whether `vary` can set that field of the algorithm, or of one inside it."""
-    own = {f.name for f in fields(algorithm)} if is_dataclass(algorithm) else set()
-    inside = (algorithm.inner,) if "inner" in own else algorithm.steps if "steps" in own else ()
-    return name in own or any(has_field(part, name) for part in inside)
-
-
 def step(p: Profile, name: str, epochs: int | None = None) -> Callable:
     """The algorithm of that name with the epochs of a step of RUM."""
     return vary(p.algorithms[name], epochs=epochs or p.rum_budget)
@@ -89,8 +85,8 @@ def candidates(p: Profile, budget: int) -> dict[str, tuple[Callable, Mapping]]:
 
 
 def memorization_levels(study: Study) -> Table:
-    """Every algorithm at every level of memorization and every budget, beside doing nothing. `Study.tune_all` tunes it
-    or reads the settings that are on file."""
+    """Every algorithm at every level of memorization and every budget, beside doing nothing. Its settings are on
+    file: ``study.tune(table.spaces, on_file=True)``."""
     p, sets = study.profile, study.levels()
     spaces = {(level, name, budget): (sets[level], *candidate) for budget in p.budgets
               for name, candidate in candidates(p, budget).items() for level in LEVELS}
@@ -118,7 +114,7 @@ def entanglement_bands(study: Study) -> dict[str, ForgetSet]:
 
 def matched_sets(study: Study) -> dict[str, ForgetSet]:
     """Sets of low, medium and high entanglement score with one histogram of memorization."""
-    return dict(zip(LEVELS, study.matched(), strict=True))
+    return dict(zip(LEVELS, study.matched_sets(), strict=True))
 
 
 # -- Notebook 04: RUM -------------------------------------------------------------------------------------------------

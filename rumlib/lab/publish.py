@@ -22,7 +22,8 @@ from rumlib.lab.check import survey
 from rumlib.lab.memo import digest_of, put
 from rumlib.lab.profiles import profile
 from rumlib.lab.results import Packed, pack
-from rumlib.lab.study import Study, find_home
+from rumlib.lab.settings import home as find_home
+from rumlib.lab.study import Study
 
 UNPACKED = "unpacked.json"                                   # as a notebook that has asked for all that was unpacked
 

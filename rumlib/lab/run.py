@@ -30,7 +30,7 @@ from rumlib.lab.check import survey
 from rumlib.lab.profiles import profile
 from rumlib.lab.publish import studies
 from rumlib.lab.results import Packed
-from rumlib.lab.study import find_home
+from rumlib.lab.settings import home as find_home
 
 SIDE_BY_SIDE = (os.cpu_count() or 1) + 1                     # notebooks at a time; those of a profile take turns
 LEFT = 75                                                    # exit status: the time was up

@@ -32,7 +32,6 @@ from rumlib.lab.computations import ForgetSet
 from rumlib.lab.memo import FORMAT, Memoized, identify_factory
 from rumlib.lab.profiles import Profile, profile
 from rumlib.lab.provenance import provenance, save
-from rumlib.lab.results import opened
 from rumlib.lab.tables import Cell
 from rumlib.models import build
 from rumlib.proxies import PROXIES, TRACED, Trace, proxy
@@ -64,7 +63,10 @@ class Study(Memoized):
         super().__init__(self.home / "runs" / self.profile.name, workers=self.profile.workers, quiet=quiet)
         self.started = time.time()
         self.splits: dict[str, str] = {}                     # name -> hash of the forget sets made, for provenance
-        self.published = opened(settings.published()) if settings.published() else None
+        if settings.published():
+            from rumlib.lab.results import opened  # it packs studies, and so imports this file
+
+            self.published = opened(settings.published())
         engine.engine()                                      # refuses an unknown one before anything is computed
         torch.set_num_threads(1)                             # parallel work is done by processes
 
@@ -208,12 +210,18 @@ class Study(Memoized):
 
     # -- Tuning
 
-    def tune(self, cells: Mapping[tuple, tuple], *, trials: int | None = None) -> tuple[dict, pd.DataFrame]:
+    def tune(self, spaces: Mapping[object, tuple], *, trials: int | None = None,
+             on_file: bool = False) -> tuple[dict, pd.DataFrame]:
         """Choose learning rates, or values of other fields, by ToW against the retrained oracle, on the tuning seeds.
 
-        `cells` maps a name to (forget set, algorithm, space), `trials` bounds the settings tried for each. Returns the
-        chosen algorithms, and the record of all that was tried (see `rumlib.lab.tuning.choose`).
+        `spaces` maps a name to (forget set, algorithm, space), `trials` bounds the settings tried for each; with
+        `on_file`, what the package has on file for these very sets, spaces and seeds is read instead. Returns the
+        chosen algorithms, and the record of all that was tried (see `rumlib.lab.tuning.choose`), whose
+        ``attrs["source"]`` says which.
         """
+        if on_file and (found := tuning.on_file(self.profile, spaces)):
+            return found
+
         def evaluate(tried):
             rows = self.unlearn(Cell(forget, algorithm, seed, {"trial": k}, mia=False)
                                 for k, (forget, algorithm) in enumerate(tried) for seed in self.profile.tuning_seeds)
@@ -221,7 +229,7 @@ class Study(Memoized):
             return rows.groupby("trial").agg(tow=("tow", lambda tow: tow.mean(skipna=False)),
                                              diverged=("diverged", "sum"))
 
-        return tuning.choose(cells, evaluate, trials)
+        return tuning.choose(spaces, evaluate, trials)
 
     provenance, save = provenance, save
 
