@@ -22,7 +22,7 @@ NAMES = _homes({
     "proxies": "proxy",
     "rum": "RUM Refine Shuffled",
     "scores": "Score entanglement memorization memorization_from mmd",
-    "stats": "summarise",
+    "stats": "contrast summarise",
     "train": "Recipe accuracy features fit predict",
 })
 # Names that were here until version 0.1, by their new home. They still work, with a warning, for one release.
@@ -41,7 +41,7 @@ MOVED = _homes({
     "rum": "stream",
     "scores": "bands matched neighbours",
     "spdgan": "Degree SPDGAN Shift probes unlearning_degree",
-    "stats": "contrast tow_between",
+    "stats": "tow_between",
     "train": "cost",
 })
 SUBMODULES = {*NAMES.values(), *MOVED.values(), "device", "graphs", "plots"}
