@@ -14,21 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rumlib.data import Examples, as_input, batch_count, cut
-from rumlib.device import as_seed, cuda_rng_devices, send
+from rumlib.device import as_seed, cuda_rng_devices, seeded, send
 from rumlib.graphs import streams
-from rumlib.models import Factory, Normalize, build, check_new
-from rumlib.train import (
-    Descent,
-    Recipe,
-    anchor,
-    check_compatible,
-    count_passes,
-    cross_entropy,
-    descend,
-    epochs,
-    normalizing_one,
-    seeded,
-)
+from rumlib.models import Factory, Normalize, anchor, build, check_new, normalizing_one
+from rumlib.train import Descent, Recipe, check_compatible, count_passes, cross_entropy, descend, epochs
 
 AT_ONCE = 8                                                  # side by side on a GPU: by estimate, not measured yet
 

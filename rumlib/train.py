@@ -5,7 +5,6 @@
     predict(model, test); accuracy(model, test); features(model, test)
     check_compatible(model, test)                                  # refuses a set that the model cannot take
     with cost() as spent: ...                                      # examples, steps, seconds, passes of all training
-    with seeded(seed, "task") as random: ...                       # a generator for a task, the global state kept
 
 There is one training loop in this library, that of `Descent`. Pretraining, subset models and every unlearning algorithm
 are a stream of batches and a loss given to it. (The generator of `rumlib.spdgan`, two networks in turns, has its own.)
@@ -15,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,12 +24,21 @@ from numbers import Integral, Real
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from rumlib.data import Batch, Examples, as_input, batch_count, shuffled
-from rumlib.device import as_seed, cuda_rng_devices, finished, tf32
+from rumlib.device import as_seed, finished, seeded, tf32
+from rumlib.device import derive_seed as derive_seed
 from rumlib.graphs import Recorded, recordable, should_record, streams
-from rumlib.models import Factory, build, check_new
+from rumlib.models import (
+    Factory,
+    anchor,
+    build,
+    check_new,
+    check_tokens,
+    evaluating,
+    logits_of,
+    normalizing_one,
+)
 
 SCHEDULES = ("constant", "cosine", "linear", "step")
 
@@ -243,32 +250,6 @@ def epochs(examples: Examples, recipe: Recipe, random: torch.Generator, weight: 
         yield from shuffled(examples, recipe.batch_size, random, weight=weight, mirror=recipe.augment)
 
 
-@contextlib.contextmanager
-def normalizing_one(model: nn.Module) -> Iterator[None]:
-    """Inside, BatchNorm layers that are given one value per channel, a batch of one example say, take their running
-    statistics for it and leave these as they are: of one value there is no variance, and torch refuses it. All other
-    batches are normalised as ever."""
-    def single(layer, inputs):
-        x = inputs[0]
-        if layer.training and x.numel() == x.shape[1] and layer.track_running_stats:
-            layer.training = False
-            switched.append(layer)
-
-    def back(layer, *_):
-        if switched and switched[-1] is layer:
-            switched.pop().training = True
-
-    switched: list[nn.Module] = []
-    layers = [layer for layer in model.modules() if isinstance(layer, BatchNorm)]
-    hooks = [layer.register_forward_pre_hook(single) for layer in layers]
-    hooks += [layer.register_forward_hook(back, always_call=True) for layer in layers]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def fit(model: nn.Module | Factory, examples: Examples, recipe: Recipe, *, seed: int = 0,
         trace: Callable[[Tensor, Tensor, Tensor], None] | None = None,
         probe: Callable[[nn.Module, Tensor, Tensor, Tensor], None] | None = None) -> nn.Module:
@@ -328,36 +309,10 @@ def predict(model: nn.Module, examples: Examples, *, chunk: int = 1024) -> Tenso
         return _in_chunks(model, examples, chunk, lambda x: logits_of(model, x))
 
 
-def logits_of(model: nn.Module, x: Tensor) -> Tensor:
-    """model(x), float32. Raises TypeError for a model that returns anything but a tensor."""
-    found = model(x)
-    if not isinstance(found, Tensor):
-        part = f"{type(found).__name__} with {', '.join(map(str, found))}" if isinstance(found, Mapping) else \
-            type(found).__name__
-        raise TypeError(f"a model must map inputs to logits, a tensor (n, classes); this one returns a {part}: wrap it "
-                        f"in an nn.Module whose forward(x) returns the logits, e.g. self.net(x).logits or "
-                        f"self.net(x)[0]")
-    return found.float()
-
-
 def _in_chunks(model: nn.Module, examples: Examples, chunk: int, ask: Callable[[Tensor], Tensor]) -> Tensor:
     weight = anchor(model)
     with evaluating(model), torch.no_grad():
         return torch.cat([ask(as_input(x, weight)) for x in examples.x.split(chunk)]).cpu()
-
-
-def anchor(model: nn.Module) -> Tensor:
-    """The first weight: what tells the device and dtype of a model. Raises TypeError or ValueError for what is no
-    module, is compiled by TorchScript, or has no weights."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"a model is a torch.nn.Module from inputs to logits; got a {type(model).__name__}")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError(f"a {type(model).__name__} of TorchScript can be neither copied nor observed: give the "
-                        f"nn.Module that it was made from")
-    weight = next(model.parameters(), None)
-    if weight is None:
-        raise ValueError(f"the model {type(model).__name__} has no parameters: there is nothing to train or to unlearn")
-    return weight
 
 
 def correct(logits: Tensor, y: Tensor) -> Tensor:
@@ -389,18 +344,6 @@ def embed(model: nn.Module, x: Tensor, *, layer: nn.Module | None = None) -> Ten
     finally:
         hook.remove()
     return seen[0]
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module):
-    """The model in eval mode inside, and every part of it in its own mode again afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def check_compatible(model: nn.Module, examples: Examples, what: str = "the set") -> None:
@@ -436,37 +379,7 @@ def check_compatible(model: nn.Module, examples: Examples, what: str = "the set"
                          f"outputs, labels must lie in 0..{logits.shape[1] - 1}")
 
 
-def check_tokens(model: nn.Module, x: Tensor) -> None:
-    """Refuse, with ValueError, whole numbers that are no rows of an embedding of the model."""
-    sizes = [layer.num_embeddings for layer in model.modules() if isinstance(layer, nn.Embedding | nn.EmbeddingBag)]
-    if not sizes:
-        raise ValueError(f"x holds {x.dtype}, taken for tokens, but the model has no nn.Embedding: give it floats, "
-                         f"e.g. x.float()")
-    if int(x.min()) < 0 or int(x.max()) >= max(sizes):
-        raise ValueError(f"tokens must lie in 0..{max(sizes) - 1}, the rows of the model's embedding; x holds "
-                         f"{int(x.min())} to {int(x.max())}")
-
-
-# -- Randomness and cost ----------------------------------------------------------------------------------------------
-
-
-def derive_seed(seed: int, *names: str | int) -> int:
-    """A seed for the task called `names`: the same wherever and in whatever order tasks run.
-
-    >>> derive_seed(0, "order")
-    53803136683444137
-    """
-    names = [name if isinstance(name, str) else as_seed(name) for name in names]
-    return int.from_bytes(hashlib.sha256(repr((as_seed(seed), *names)).encode()).digest()[:7], "big")
-
-
-@contextlib.contextmanager
-def seeded(seed: int, *names: str | int) -> Iterator[torch.Generator]:
-    """A generator for the task called `names`. What takes no generator (dropout, say) draws from a forked global
-    state inside; the caller's random state is left as it was."""
-    with torch.random.fork_rng(cuda_rng_devices()):
-        torch.manual_seed(derive_seed(seed, *names, "global"))
-        yield torch.Generator().manual_seed(derive_seed(seed, *names))
+# -- Cost ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)

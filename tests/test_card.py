@@ -76,32 +76,6 @@ def test_a_dataset_that_does_not_fit_is_refused(dataset, options, error, words):
         rum.from_dataset(dataset, **options)
 
 
-# -- Ids --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("text, column", [
-    ("id\n103\n100\n", "id"), ("id, why\n103, asked\n100, asked\n103, again\n", "id"),
-    ("who,row\na,100\nb,103\n", "row"), ('"id"\r\n"103"\r\n"100"\r\n\r\n', "id")])
-def test_ids_of_a_file_are_those_of_the_index(text, column, tmp_path):
-    train = rum.Examples(torch.rand(5, 1, 4, 4), torch.arange(5), torch.arange(100, 105))
-    (tmp_path / "forget.csv").write_text(text)
-    mask = rum.forget_ids(tmp_path / "forget.csv", train, column=column)
-    assert mask.tolist() == [True, False, False, True, False]
-
-
-@pytest.mark.parametrize("text, words", [
-    (None, "no list of ids"), ("", "no CSV file"), ("id\n", "none"), ("103\n100\n", "no column 'id'.*'103'.*column="),
-    ("id\n103\nx\n", "whole numbers.*number 2 is 'x'"), ("id\n1.5\n", "whole numbers.*'1.5'"),
-    ("id,a\n103,b\n,c\n", "whole numbers.*nan"), ("id\n103\n7\n8\n", r"2 ids .* none of the 5 examples.*\[7, 8\]"),
-    ("id\n-1\n", "whole numbers.*'-1'"), ("id\n" + "9" * 30 + "\n", "whole numbers")])
-def test_a_list_that_does_not_fit_is_refused(text, words, tmp_path):
-    train = rum.Examples(torch.rand(5, 1, 4, 4), torch.arange(5), torch.arange(100, 105))
-    if text is not None:
-        (tmp_path / "forget.csv").write_text(text)
-    with pytest.raises((ValueError, FileNotFoundError), match=words):
-        rum.forget_ids(tmp_path / "forget.csv", train)
-
-
 # -- Cards ------------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@ It runs the same code, but for recorded steps: it runs them where a GPU would re
 
 import copy
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,7 +17,7 @@ from torch import nn
 
 import rumlib as rum
 from rumlib.algorithms.base import Algorithm
-from rumlib.device import pick
+from rumlib.device import pick, tf32
 from rumlib.ensemble import in_turns, uses_rng
 from rumlib.graphs import WARM_UP, Recorded, recordable, streams
 from rumlib.models import build
@@ -243,6 +244,23 @@ def test_a_device_that_is_not_there_is_refused_before_any_data_is_read(tmp_path)
 
 def test_queues_are_asked_for_before_cuda_starts():
     assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] and os.environ["CUBLAS_WORKSPACE_CONFIG"]       # by the import
+
+
+def test_tf32_is_on_for_cuda_alone_and_inside_alone():
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [flag.allow_tf32 for flag in flags]
+    with tf32(CPU):
+        assert [flag.allow_tf32 for flag in flags] == before
+    with pytest.raises(KeyError), tf32(torch.device("cuda")):
+        assert [flag.allow_tf32 for flag in flags] == [True, True]
+        raise KeyError
+    assert [flag.allow_tf32 for flag in flags] == before
+
+
+def test_costs_of_another_thread_are_its_own(planted):
+    with rum.cost() as spent, ThreadPoolExecutor(1) as pool:
+        pool.submit(rum.fit, make_model, planted.train, rum.Recipe(epochs=1)).result()
+    assert spent.steps == 0
 
 
 def test_streams_are_as_many_as_asked_for():
