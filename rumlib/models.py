@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -15,7 +16,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from rumlib.device import cuda_rng_devices
+from rumlib.device import as_seed, cuda_rng_devices
 
 Factory = Callable[[], nn.Module]
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)               # of CIFAR-10's channels
@@ -128,10 +129,37 @@ class Normalize(nn.Module):
 
 
 def build(make_model: Factory, seed: int) -> nn.Module:
-    """A new model with weights drawn from `seed`; the global random state is left as it was."""
+    """A new model with weights drawn from `seed`; the global random state is left as it was.
+
+    Raises TypeError where `make_model` is no function that gives an nn.Module.
+    """
+    if isinstance(make_model, nn.Module) or not callable(make_model):
+        raise TypeError(f"a factory is a function that makes a new model, e.g. lambda: MyNet(); got a "
+                        f"{type(make_model).__name__}")
     with torch.random.fork_rng(cuda_rng_devices()):                   # the seed is set on GPUs too
-        torch.manual_seed(seed)
-        return make_model()
+        torch.manual_seed(as_seed(seed))
+        model = make_model()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"a factory must return a torch.nn.Module; {describe(make_model)} returned a "
+                        f"{type(model).__name__}")
+    return model
+
+
+def check_new(model: nn.Module, make_model: Factory) -> None:
+    """Refuse, with ValueError, a factory whose models share weights: to train this `model` would change others.
+
+    The factory is called once more, where it can be without memory for the weights and without drawing them.
+    """
+    with torch.random.fork_rng(cuda_rng_devices()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with torch.device("meta"):
+                other = make_model()
+        except Exception:                                    # it reads weights, say
+            other = make_model()
+    if {id(model), *map(id, model.parameters())} & {id(other), *map(id, other.parameters())}:
+        raise ValueError(f"the factory {describe(make_model)} does not make a new model: it returns the same weights "
+                         f"each time. Make the network inside of it, or copy.deepcopy what it starts from")
 
 
 def describe(make_model: Factory) -> str:

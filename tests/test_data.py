@@ -234,7 +234,7 @@ def test_jpegs_are_not_called_cifar10(files, tmp_path):
     table = pyarrow.parquet.read_table(files / "train.parquet")
     pyarrow.parquet.write_table(table.slice(1), tmp_path / "train.parquet")          # it begins with a PNG
     assert rum.datasets.source("cifar10", root=tmp_path) == "cifar10"
-    assert rum.datasets.source("cifar10", root=tmp_path / "none") == "cifar10" and rum.data.source("digits") == "digits"
+    assert rum.datasets.source("cifar10", root=tmp_path / "none") == "cifar10" and rum.datasets.source("digits") == "digits"
 
 
 def test_parts_of_parquet_files_keep_their_rows(files):
