@@ -21,11 +21,12 @@ from torch import nn
 
 from rumlib.algorithms.base import Keep, check_choice, check_fields, validate_inputs
 from rumlib.data import Examples
+from rumlib.device import as_seed
 from rumlib.metrics import jensen_shannon
 from rumlib.models import Factory
 from rumlib.rum import RUM, as_algorithms, as_order, sequence
 from rumlib.scores import Score
-from rumlib.train import Recipe, accuracy, as_seed, correct, cost, derive_seed, fit, predict
+from rumlib.train import Recipe, accuracy, correct, cost, derive_seed, fit, predict
 
 # -- Judges -----------------------------------------------------------------------------------------------------------
 

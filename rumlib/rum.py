@@ -25,8 +25,9 @@ from torch import nn
 
 from rumlib.algorithms.base import check_choice, check_fields, validate_inputs
 from rumlib.data import Examples
+from rumlib.device import as_seed
 from rumlib.scores import Score
-from rumlib.train import as_seed, derive_seed
+from rumlib.train import derive_seed
 
 NAMES = {2: ("low", "high"), 3: ("low", "medium", "high")}
 

@@ -193,7 +193,7 @@ def test_the_judge_of_the_twin_is_tow_against_its_retrained_model(planted, score
 
     auto = Watched(rum.Refine(score, 2), (finetune,), rum.Memorized(score))
     calibrated = rum.Calibrated(auto, make_model, recipe, number=3)
-    calibrated(planted.model, planted.forget, planted.retain, seed=4)
+    calibrated(planted.model, *planted.train.split(planted.train.index % 5 == 0), seed=4)
     ((judge, (original, gone, known)),) = judges
     reference = rum.fit(make_model, known, recipe, seed=derive_seed(4, "twin", 3))
     assert judge(reference, original, gone, known) == 1

@@ -17,7 +17,8 @@ from torch import nn
 import rumlib as rum
 from rumlib.algorithms.layers import layers
 from rumlib.algorithms.perturb import flatten, layer_of, marked, shares, top
-from rumlib.train import Batch, MaskedParameter, descend, seeded
+from rumlib.data import Batch
+from rumlib.train import MaskedParameter, descend, seeded
 
 options = dict(batch_size=10, clip=5.0, tolerance=None)
 
