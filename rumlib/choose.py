@@ -21,11 +21,12 @@ from torch import nn
 
 from rumlib.algorithms.base import Keep, check_choice, check_fields, validate_inputs
 from rumlib.data import Examples
+from rumlib.device import as_seed
 from rumlib.metrics import jensen_shannon
 from rumlib.models import Factory
 from rumlib.rum import RUM, as_algorithms, as_order, sequence
 from rumlib.scores import Score
-from rumlib.train import Recipe, accuracy, as_seed, correct, cost, derive_seed, fit, predict
+from rumlib.train import Recipe, accuracy, correct, cost, derive_seed, fit, predict
 
 # -- Judges -----------------------------------------------------------------------------------------------------------
 
@@ -97,10 +98,10 @@ def _classes(forget: Examples, validation: Examples) -> list[int]:
     return classes
 
 
-def _near(model: nn.Module, original: nn.Module, forget: Examples, retain: Examples, expected: float) -> float:
-    """ToW on forget and retain set, with an expected accuracy in place of that of a retrained model."""
+def _near(model: nn.Module, other: nn.Module, forget: Examples, retain: Examples, expected: float) -> float:
+    """ToW on forget and retain set against the other model, of which `expected` is the accuracy on the forget set."""
     dS = abs(accuracy(model, forget) - expected)
-    dR = abs(accuracy(model, retain) - accuracy(original, retain))
+    dR = abs(accuracy(model, retain) - accuracy(other, retain))
     return (1 - dS) * (1 - dR)
 
 
@@ -214,7 +215,8 @@ class Calibrated:
 
     def __post_init__(self):
         if not isinstance(self.auto, AutoRUM) or not isinstance(self.recipe, Recipe):
-            raise TypeError(f"Calibrated needs an AutoRUM, a factory and a Recipe; got {self}")
+            raise TypeError(f"Calibrated needs an AutoRUM, a factory and a Recipe; got {type(self.auto).__name__}, "
+                            f"{type(self.make_model).__name__} and {type(self.recipe).__name__}")
         bank = getattr(getattr(self.auto.refine, "score", None), "bank", None)
         if bank is None:
             raise ValueError("a twin needs the subset models of the memorization estimator: refine by a score from "
@@ -232,8 +234,7 @@ class Calibrated:
         original = fit(self.make_model, known + gone, self.recipe, seed=derive_seed(seed, "twin", self.number))
 
         def judge(model, original, forget, retain):
-            d = [abs(accuracy(model, part) - accuracy(reference, part)) for part in (forget, retain)]
-            return (1 - d[0]) * (1 - d[1])
+            return _near(model, reference, forget, retain, accuracy(reference, forget))
 
         chosen, _ = replace(self.auto, judge=judge).settle(original, gone, known, seed=seed)
         return chosen, chosen(model, forget, retain, seed=seed)

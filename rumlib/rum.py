@@ -25,8 +25,9 @@ from torch import nn
 
 from rumlib.algorithms.base import check_choice, check_fields, validate_inputs
 from rumlib.data import Examples
+from rumlib.device import as_seed
 from rumlib.scores import Score
-from rumlib.train import as_seed, derive_seed
+from rumlib.train import derive_seed
 
 NAMES = {2: ("low", "high"), 3: ("low", "medium", "high")}
 
@@ -223,10 +224,10 @@ def stream(algorithm: Callable, model: nn.Module, requests: Iterable[Examples], 
 
 def as_algorithms(steps: Iterable[Callable], name: str) -> tuple:
     """Algorithms as a tuple. Raises ValueError where there are none, TypeError for other things."""
-    found = tuple(steps) if isinstance(steps, Iterable) else (steps,)
-    if not found:
+    found = tuple(steps) if isinstance(steps, Iterable) else ()
+    if isinstance(steps, Iterable) and not found:
         raise ValueError(f"{name} needs at least one algorithm, e.g. (Finetune(),); got ()")
-    if not all(callable(step) and not isinstance(step, type) for step in found):
+    if not found or not all(callable(step) and not isinstance(step, type) for step in found):
         raise TypeError(f"{name} is a tuple of algorithms, e.g. (Keep(), Finetune()); got {steps!r}")
     return found
 

@@ -247,3 +247,33 @@ def test_the_published_saliency_mask_by_numpy(seed):
     smallest = np.abs(total) <= np.sort(np.abs(total).ravel())[5]
     mask = published_mask(model, forget, keep=6.9 / 21, batch_size=4)            # six: cut off, not rounded
     np.testing.assert_array_equal(torch.cat([mask["1.weight"], mask["1.bias"][:, None]], 1), smallest)
+
+
+OFFICIAL = rum.SalUn(rum.RandomLabel(epochs=1, lr=0.3, momentum=0.0, weight_decay=0.0, batch_size=3), compat="official")
+
+
+def moved(before, after):
+    """Which weights differ, (21,) bool: without momentum and weight decay, no others than those in the mask."""
+    return torch.cat([(a != b).flatten() for a, b in zip(before.parameters(), after.parameters(), strict=True)])
+
+
+def test_the_published_mask_climbs_at_its_own_rate(toy):
+    """The golden mask of rate 0.01, though the inner algorithm learns at 0.3."""
+    golden = torch.tensor([[0, 1, 0, 1, 1, 1], [0, 1, 0, 0, 1, 0], [0, 1, 1, 0, 1, 0]]).bool().flatten()
+    unlearned = OFFICIAL(*toy, seed=0)
+    assert torch.equal(moved(toy[0], unlearned), torch.cat([golden, torch.tensor([False, True, False])]))
+
+
+def test_the_published_mask_of_a_later_step_is_that_of_the_original(toy):
+    model, forget, retain = toy
+    meta = rum.RUM(rum.Shuffled(2), (rum.Finetune(epochs=3, lr=0.5), OFFICIAL))
+    first, second = meta.stages(model, forget, retain, seed=0)
+    masks = [torch.cat([m.flatten().bool() for m in published_mask(m, second.forget, 0.5, 3).values()])
+             for m in (model, first.model)]
+    assert not torch.equal(*masks) and masks[0].sum() == 10
+    assert torch.equal(moved(first.model, second.model), masks[0])
+    resumed, = meta.stages(first.model, forget, retain, seed=0, done=1, original=model)
+    assert not moved(resumed.model, second.model).any()
+    choosing = rum.AutoRUM(rum.Shuffled(2), (OFFICIAL,), lambda model, *_: float(model is not toy[0]), enough=2.0)
+    chosen, unlearned = choosing.settle(model, forget, retain, seed=0)
+    assert not moved(unlearned, chosen(model, forget, retain, seed=0)).any()

@@ -302,6 +302,28 @@ def test_influence_holds_no_gradient_of_a_single_example(points, monkeypatch):
     assert max(seen) == 10
 
 
+ON_THE_EDGE = [
+    (rum.L1Sparse, dict(alpha=0)), (rum.NegGradPlus, dict(alpha=0)), (rum.NegGradPlus, dict(alpha=1)),
+    (rum.SalUn, dict(inner=relabel, keep=1)), (rum.Scrub, dict(beta=0, gamma=0, max_steps=0, temperature=1e-3)),
+    (rum.BadTeacher, dict(temperature=1e-3)), (rum.BoundaryShrink, dict(bound=0)), (rum.LastLayers, dict(k=1)),
+    (rum.UNSIR, dict(impair=0, noise=1, noise_steps=0, penalty=0, share=0)),
+    (rum.SSD, dict(alpha=1e-9, dampening=0, batch_size=1)), (rum.Fisher, dict(alpha=0, floor=1e-30, chunk=1)),
+    (rum.InfluenceUnlearning, dict(alpha=0, samples=1, n=1, chunk=1)),
+    (rum.TopK, dict(k=0, sigma=0, sim_weight=0, last=1, chunk=1)),
+    (rum.RandomK, dict(k=1.0, validation=1, tolerance=0)), (rum.RandomTopK, dict(factor=1)),
+    (rum.RandomTopK, dict(mix=0)), (rum.RandomTopK, dict(mix=1)),
+    (rum.ClassProjection, dict(alpha_retain=1e-9, alpha_forget=1e-9, samples=1, rows=1, scored=1, chunk=1)),
+    (rum.Shuffled, dict(parts=1)),
+    (rum.AutoRUM, dict(refine=rum.Shuffled(1), candidates=(relabel,), judge=len, budget=float("inf"),
+                       enough=float("inf"))),
+]
+
+
+@pytest.mark.parametrize(("kind", "fields"), ON_THE_EDGE, ids=str)
+def test_values_on_the_edge_are_accepted(kind, fields):
+    assert fields.items() <= vars(kind(**fields)).items()
+
+
 # -- Saliency ---------------------------------------------------------------------------------------------------------
 
 
@@ -333,6 +355,27 @@ def test_soft_masks_rise_with_saliency(points):
         order = size.argsort()
         assert (factor[order].diff() >= 0).all() and factor.min() >= 0 and factor.max() <= 1
         assert (factor >= at_least - 1e-5).float().mean() == pytest.approx(0.3, abs=0.01)
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.5, 1e-9])
+def test_soft_masks_are_in_units_of_the_least_saliency_that_would_be_kept(keep, points):
+    """At that unit s = 1: the sigmoid is 1/2, the hyperbolic tangent tanh(1). At least one weight would be kept."""
+    n = sum(p.numel() for p in points.model.parameters())
+    kept = max(round(keep * n), 1)
+    for mask, at_one in (("sigmoid", 0.5), ("tanh", np.tanh(1))):
+        found = torch.cat([m.flatten() for m in soft_mask(points.model, points.forget, keep, mask).values()])
+        assert found.topk(kept).values[-1].item() == pytest.approx(at_one, rel=1e-6)
+        assert (found >= at_one - 1e-6).sum() == kept
+
+
+def test_soft_masks_where_no_weight_matters(points):
+    """All weights would be kept, the least of saliency 0: nothing is divided by it."""
+    model = rum.Keep()(points.model, points.forget, points.retain)
+    torch.nn.init.zeros_(model[2].weight)                    # ReLU passes nothing on: no gradient reaches the first
+    torch.nn.init.constant_(model[2].bias, -1.0)
+    found = soft_mask(model, points.forget, 1.0, "tanh")
+    assert all(m.isfinite().all() for m in found.values()) and not found["2.weight"].any()
+    assert (found["4.bias"] == 1).all()
 
 
 def saliency_of(points):

@@ -61,9 +61,9 @@ def small(study):
 class Slow(rum.Finetune):
     """Takes an hour by the clock of the test."""
 
-    def __call__(self, model, forget, retain, *, seed=0, only=None):
+    def __call__(self, model, forget, retain, *, seed=0):
         clock.now += 3600
-        return super().__call__(model, forget, retain, seed=seed, only=only)
+        return super().__call__(model, forget, retain, seed=seed)
 
 
 clock = SimpleNamespace(now=0.0)

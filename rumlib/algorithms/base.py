@@ -28,21 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rumlib.data import Examples, check_disjoint
+from rumlib.data import Batch, Examples, batch_count, check_disjoint, shuffled
 from rumlib.graphs import recordable
 from rumlib.models import Factory, describe
-from rumlib.train import (
-    Batch,
-    Recipe,
-    batch_count,
-    check_compatible,
-    count_passes,
-    descend,
-    fit,
-    predict,
-    seeded,
-    shuffled,
-)
+from rumlib.train import Recipe, check_compatible, count_passes, descend, fit, predict, seeded
 
 
 @dataclass(frozen=True)
@@ -217,9 +206,7 @@ def validate_inputs(model: nn.Module, forget: Examples, retain: Examples) -> Non
     for name, examples in (("forget", forget), ("retain", retain)):
         if not isinstance(examples, Examples):
             raise TypeError(f"the {name} set must be Examples, e.g. Examples(x, y); got {type(examples).__name__}")
-        if not len(examples):
-            raise ValueError(f"the {name} set is empty")
-        check_compatible(model, examples)
+        check_compatible(model, examples, f"the {name} set")
     check_disjoint(forget, retain)
 
 

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from rumlib.algorithms.base import Algorithm, check_fields, count
 from rumlib.algorithms.distill import distillation
 from rumlib.algorithms.layers import reset
+from rumlib.data import Batch
 from rumlib.device import send
 from rumlib.graphs import recordable
-from rumlib.train import Batch, count_examples, predict
+from rumlib.train import count_examples, predict
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ class UNSIR(Algorithm):
         x = torch.randn(len(y), *forget.x.shape[1:]).to(weight.device).requires_grad_(True)
         adam = torch.optim.Adam([x], lr=0.1)
         for _ in range(self.noise_steps):
-            loss = -F.cross_entropy(original(x.to(weight.dtype)), y) + self.penalty * x.square().flatten(1).sum(1).mean()
+            size = x.square().flatten(1).sum(1).mean()
+            loss = -F.cross_entropy(original(x.to(weight.dtype)), y) + self.penalty * size
             x.grad, = torch.autograd.grad(loss, x)
             adam.step()
             count_examples(len(y))

@@ -25,9 +25,9 @@ from rumlib.algorithms.base import Algorithm, check_choice, check_fields, valida
 from rumlib.algorithms.distill import distillation
 from rumlib.algorithms.layers import layers, reset
 from rumlib.algorithms.weights import Weights, mean_gradient, squared_gradients, trainable, unflatten
-from rumlib.data import Examples
+from rumlib.data import Examples, batch_count
 from rumlib.graphs import recordable
-from rumlib.train import accuracy, batch_count, evaluating, seeded
+from rumlib.train import accuracy, evaluating, seeded
 
 FLOOR = 1e-8                                                 # of the retain set's Fisher information in "ratio"
 
