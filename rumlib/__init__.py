@@ -41,8 +41,8 @@ MOVED = {name: home for home, names in {
     "ensemble": "fit_many",
     "lab": "Card Cell ForgetSet Profile Study profile tuned vary",
     "metrics": "acceleration accuracies analytic_acceleration attack_feature class_accuracies class_mia confusion "
-               "disagreement disagreements flops forgetting_rate forgetting_rate_calibrated forgetting_rate_mia mia_gap "
-               "overlap retention similarity ulira weight_cosine weight_distance",
+               "disagreement disagreements flops forgetting_rate forgetting_rate_calibrated forgetting_rate_mia "
+               "mia_gap overlap retention similarity ulira weight_cosine weight_distance",
     "models": "build describe mlp resnet18 resnet50 small_resnet vgg16_bn vit_tiny",
     "proxies": "Curvature PROXIES Trace",
     "rum": "stream",

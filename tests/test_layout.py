@@ -36,7 +36,7 @@ features fit fit_many flops forget_ids forgetting_rate forgetting_rate_calibrate
 gaussians label_hash layers_reached load matched memorization memorization_from mia_gap mlp mmd neighbours overlap
 predict probes profile proxy resnet18 resnet50 retention separability similarity small_resnet stream summarise svc_mia
 tow tow_between tow_from_accuracies tow_mia tuned ulira unlearning_degree vary vgg16_bn vit_tiny weight_cosine
-weight_distance xent""".split()
+weight_distance xent""".split()  # noqa: SIM905
 
 
 @pytest.mark.parametrize("name", OLD)
@@ -59,8 +59,8 @@ def test_the_top_level_is_small_and_every_name_of_it_is_there():
 
 def imported(statement):
     """The modules that a fresh process has imported after this statement."""
-    code = f"import sys; {statement}; print(*sys.modules)"
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    command = [sys.executable, "-c", f"import sys; {statement}; print(*sys.modules)"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
 
 
 def test_to_import_the_library_is_to_import_the_science_alone():
