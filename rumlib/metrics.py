@@ -1,7 +1,7 @@
 """How near an unlearned model is to the oracle, a model that never saw the forget set.
 
     tow(unlearned, oracle, forget, retain, test)             # 1: as the oracle in accuracy on all three sets
-    tow_mia(unlearned, oracle, forget, retain, test)         # with an attack on the forget set; mia_gap: the attack alone
+    tow_mia(unlearned, oracle, forget, retain, test)         # with an attack on the forget set; mia_gap: this alone
     evaluate(model, forget, retain, test)                    # the four numbers behind them, from one pass over the data
     svc_mia(model, members, nonmembers, target, "entropy")   # the attack by any of its five features
     disagreement, similarity, weight_distance, weight_cosine # of two models, in predictions or in weights
@@ -17,7 +17,6 @@ set; and FloatingPointError for models whose logits are not finite.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, log, nan, prod
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from rumlib.data import Examples, check_disjoint
+from rumlib.device import as_seed
 from rumlib.graphs import unrecorded
 from rumlib.train import Cost, accuracy, check_compatible, correct, predict
 
@@ -41,13 +41,11 @@ def _check(model: nn.Module, sets: Mapping[str, Examples]) -> None:
     for name, examples in sets.items():
         if not isinstance(examples, Examples):
             raise TypeError(f"{name} must be rumlib.Examples(x, y); got a {type(examples).__name__}")
-        if not len(examples):
-            raise ValueError(f"{name} is empty: nothing can be measured on 0 examples")
-        check_compatible(model, examples)
+        check_compatible(model, examples, name)
 
 
 def _logits(model: nn.Module, **sets: Examples) -> list[Tensor]:
-    """What a model says of each of the sets, (n, classes)."""
+    """The model's logits on each of the sets, (n, classes)."""
     _check(model, sets)
     found = [predict(model, examples) for examples in sets.values()]
     for name, logits in zip(sets, found, strict=True):
@@ -118,7 +116,7 @@ def tow_mia(unlearned: nn.Module, retrained: nn.Module, forget: Examples, retain
 def tow_from_accuracies(*, unlearned: tuple[float, float, float], retrained: tuple[float, float, float]) -> float:
     """ToW from accuracies (forget, retain, test), or (mia, retain, test) for ToW-MIA, given as fractions.
 
-    Raises ValueError for values outside [0, 1] and for more or fewer than three of them, TypeError for other objects.
+    Raises ValueError for values outside [0, 1] or other than three of them, TypeError for what is no number.
 
     >>> round(tow_from_accuracies(unlearned=(0.8, 0.9, 0.7), retrained=(0.6, 1.0, 0.7)), 3)
     0.72
@@ -139,9 +137,7 @@ def disagreement(a: nn.Module, b: nn.Module, examples: Examples) -> float:
 
 def accuracies(model: nn.Module, sets: Mapping[str, Examples]) -> dict[str, float]:
     """Share of examples classified right in each of the named sets: validation, test, the parts of a forget set.
-
-    Logits that are not finite count as wrong, so that a model can be watched while it diverges.
-    """
+    Logits that are not finite count as wrong, so that a model can be watched while it diverges."""
     _check(model, sets)
     return {name: accuracy(model, examples) for name, examples in sets.items()}
 
@@ -242,7 +238,7 @@ def confidence(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _called_nonmember(members: Tensor, nonmembers: Tensor, target: Tensor, seed: int) -> float:
-    seed = operator.index(seed)                              # before scikit-learn is imported, which takes seconds
+    seed = as_seed(seed)                                     # before scikit-learn is imported, which takes seconds
     from sklearn.svm import SVC
 
     x, label = torch.cat([members, nonmembers]), torch.arange(len(members) + len(nonmembers)) < len(members)
@@ -251,9 +247,6 @@ def _called_nonmember(members: Tensor, nonmembers: Tensor, target: Tensor, seed:
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     machine = SVC(C=3, gamma="auto", kernel="rbf").fit(x[order].view(len(x), -1).numpy(), label[order].numpy())
     return float(1 - machine.predict(target.view(len(target), -1).numpy()).mean())
-
-
-# -- Whole classes ----------------------------------------------------------------------------------------------------
 
 
 def class_accuracies(model: nn.Module, forget: Examples, test: Examples) -> dict[str, float]:
@@ -270,8 +263,7 @@ def class_mia(model: nn.Module, forget: Examples, retain: Examples, test: Exampl
     """Share of the test images of forgotten classes that an attacker calls forgotten, in [0, 1]; higher is better.
 
     The attacker of `svc_mia` knows by their confidence the training images, retained (members) and forgotten
-    (non-members). Near 1 for a retrained model, near 0 for the original. Source: arXiv 2312.00761, section 5. Raises
-    ValueError if the test set has no image of the forgotten classes.
+    (non-members). Near 1 for a retrained model, near 0 for the original. Source: arXiv 2312.00761, section 5.
     """
     _check(model, {"forget": forget, "retain": retain, "test": test})
     check_disjoint(forget, retain)
@@ -282,10 +274,8 @@ def class_mia(model: nn.Module, forget: Examples, retain: Examples, test: Exampl
 
 
 def confusion(model: nn.Module, examples: Examples, *, normalize: str | None = None) -> pd.DataFrame:
-    """How many examples of each class (rows) are predicted as which class (columns), by name if the classes have names.
-
-    normalize: as in scikit-learn; "true": shares of each row.
-    """
+    """How many examples of each class (rows) are predicted as which class (columns), by name if the classes have
+    names. normalize: as in scikit-learn; "true": shares of each row."""
     import pandas as pd
     from sklearn.metrics import confusion_matrix
 
@@ -298,16 +288,11 @@ def confusion(model: nn.Module, examples: Examples, *, normalize: str | None = N
 
 @dataclass(frozen=True)
 class Likelihood:
-    """How well the attack `ulira` does on a pair of models that it has not seen, and on a target; all in [0, 1].
+    """How well the attack `ulira` does on a pair of models that it has not seen, and on a target; all in [0, 1]."""
 
-    auc                of telling unlearned from retrained, 0.5: by chance
-    balanced_accuracy  at the threshold where both errors are equal
-    recall             share of the examples by which the target is called unlearned there
-    """
-
-    auc: float
-    balanced_accuracy: float
-    recall: float
+    auc: float                                               # of telling unlearned from retrained, 0.5: by chance
+    balanced_accuracy: float                                 # at the threshold where both errors are equal
+    recall: float                                            # share of examples that call the target unlearned there
 
 
 def ulira(unlearned: Sequence[nn.Module], retrained: Sequence[nn.Module], target: nn.Module,
@@ -348,8 +333,6 @@ def log_odds(logits: Tensor, y: Tensor) -> Tensor:
     return z.gather(1, y)[:, 0] - z.scatter(1, y, -inf).logsumexp(1)
 
 
-# -- Floating-point operations ----------------------------------------------------------------------------------------
-
 # What torch's counter does not know: a Cholesky factor of d x d, and the solution for n right-hand sides.
 SOLVING = {torch.ops.aten.linalg_cholesky_ex: lambda a, *_, **__: prod(a) * a[-1] // 3,
            torch.ops.aten.cholesky_solve: lambda b, *_, **__: 2 * prod(b) * b[-2]}
@@ -363,7 +346,6 @@ def flops(algorithm: Callable, model: nn.Module, forget: Examples, retain: Examp
     """
     from torch.utils.flop_counter import FlopCounterMode  # here: it takes a fifth of a second to import
     from torch.utils.module_tracker import ModuleTracker
-
     # No account per module: the hooks that it takes break `torch.autograd.grad` by an image (UNSIR).
     untracked = type("Untracked", (ModuleTracker,), {"__enter__": lambda self: self, "__exit__": lambda self, *_: None})
     counter = FlopCounterMode(display=False, custom_mapping=SOLVING)
@@ -373,7 +355,6 @@ def flops(algorithm: Callable, model: nn.Module, forget: Examples, retain: Examp
     return counter.get_total_flops()
 
 
-# -- Forgetting, retention, similarity, acceleration ------------------------------------------------------------------
 #
 # What the paper of Top-K and Random-k reports (arXiv 2401.04385). Only its abstract is verified: forgetting and
 # retention rates assess both kinds of data, and acceleration is fewer epochs and less time for each. Its formulas are
@@ -382,10 +363,8 @@ def flops(algorithm: Callable, model: nn.Module, forget: Examples, retain: Examp
 
 
 def forgetting_rate(original: float, unlearned: float) -> float:
-    """Share of what the original knew of the forget set that is forgotten, in [0, 1]: (a - a_u) / a, clipped.
-
-    Proposed here. Raises ValueError for a = 0: an original that knows nothing of the forget set has nothing to forget.
-    """
+    """Share of what the original knew of the forget set that is forgotten, in [0, 1]: (a - a_u) / a, clipped. Proposed
+    here. Raises ValueError for a = 0: an original that knows nothing of the forget set has nothing to forget."""
     _fractions(original, unlearned)
     if original == 0:
         raise ValueError("the original classifies none of the forget set right: there is nothing that it could forget")
@@ -394,9 +373,7 @@ def forgetting_rate(original: float, unlearned: float) -> float:
 
 def forgetting_rate_calibrated(original: float, unlearned: float, retrained: float) -> float:
     """Forgetting in units of what retraining forgets: (a - a_u) / (a - a*); 1: as much, above 1: more, below 0: none.
-
-    On the forget set. Proposed here. NaN where retraining forgets nothing, a = a*: then there is no unit.
-    """
+    On the forget set. Proposed here. NaN where retraining forgets nothing, a = a*: then there is no unit."""
     _fractions(original, unlearned, retrained)
     return (original - unlearned) / (original - retrained) if original != retrained else nan
 
@@ -413,10 +390,8 @@ def forgetting_rate_mia(original: float, unlearned: float) -> float:
 
 
 def retention(original: float, unlearned: float) -> float:
-    """Memory retention rate: a_u / a, on the retain set or on the test set; 1: nothing lost, above 1: gained.
-
-    Proposed here. Raises ValueError for a = 0.
-    """
+    """Memory retention rate: a_u / a, on the retain set or on the test set; 1: nothing lost, above 1: gained. Proposed
+    here. Raises ValueError for a = 0."""
     _fractions(original, unlearned)
     if original == 0:
         raise ValueError("the original classifies nothing right: there is nothing that could be retained")
@@ -426,8 +401,7 @@ def retention(original: float, unlearned: float) -> float:
 def similarity(a: nn.Module, b: nn.Module, examples: Examples) -> float:
     """How indistinguishable two models are by their predictions, in [0, 1]: 1 - mean JSD(p_a(x), p_b(x)) / ln 2.
 
-    JSD is the Jensen-Shannon divergence of their probabilities, at most ln 2, which disjoint ones have. Proposed here;
-    beside it see `disagreement` and `weight_cosine`.
+    JSD is the Jensen-Shannon divergence of their probabilities, at most ln 2, which disjoint ones have. Proposed here.
     """
     logits = torch.stack([*_logits(a, examples=examples), *_logits(b, examples=examples)]).double()
     return 1 - jensen_shannon(*logits.softmax(2)).mean().item() / log(2)
@@ -458,10 +432,8 @@ def analytic_acceleration(forget: int, retain: int, *, retraining: int, repair: 
 
 
 def overlap(a: Tensor, b: Tensor) -> float:
-    """Share of the positions in either of two selections of weights that are in both (Jaccard index), in [0, 1].
-
-    Of two independent random selections of the share k it is about k / (2 - k). Raises ValueError for two empty ones.
-    """
+    """Share of the positions in either of two selections of weights that are in both (Jaccard index), in [0, 1]. For
+    independent random selections of the share k it is about k / (2 - k). Raises ValueError for two empty ones."""
     both, either = torch.isin(a.unique(), b).sum().item(), len(torch.cat([a, b]).unique())
     if not either:
         raise ValueError("two empty selections have no overlap")
@@ -473,6 +445,6 @@ def _fractions(*values: float) -> None:
         if not hasattr(value, "__float__"):
             raise TypeError(f"accuracies must be fractions in [0, 1]; got {value!r}")
         if not 0 <= value <= 1:
-            raise ValueError(f"accuracies must be fractions in [0, 1]; got {value}. " + (
-                "The set was empty, or the model diverged or was not attacked" if value != value else
-                "Divide percentages by 100" if 1 < value <= 100 else "Give the share of right answers"))
+            remedy = ("Divide percentages by 100" if 1 < value <= 100 else "Give the share of right answers"
+                      if value == value else "The set was empty, or the model diverged or was not attacked")
+            raise ValueError(f"accuracies must be fractions in [0, 1]; got {value}. {remedy}")

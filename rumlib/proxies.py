@@ -206,7 +206,7 @@ def _needs(name: str, source, *kinds: type) -> None:
 def _scored(name: str, model: nn.Module, examples: Examples | None) -> None:
     if examples is None:
         raise ValueError(f"the proxy {name!r} of a model needs the examples to score")
-    check_compatible(model, examples)
+    check_compatible(model, examples, "examples")
 
 
 def _mean(source: Trace | Curvature, sums: Tensor, argument: str) -> Tensor:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rumlib.data import Examples, digest, label_hash
 from rumlib.ensemble import fit_many
@@ -221,7 +221,6 @@ def memorization(make_model: Factory, train: Examples, recipe: Recipe, *, models
     Raises ValueError, before anything is trained, if an example is in all or in none of the subsets.
     Source: Feldman 2020, Feldman and Zhang 2020, as in arXiv 2406.01257 (400 models, fraction 0.7).
     """
-    _check_factory(make_model)
     _counts(_subsets(len(train), range(models), fraction, seed))
     return bank(make_model, train, recipe, range(models), fraction=fraction, seed=seed).score(train.index)
 
@@ -230,7 +229,6 @@ def bank(make_model: Factory, train: Examples, recipe: Recipe, numbers: Iterable
          seed: int = 0) -> Bank:
     """Train the subset models with these numbers. Each depends on (seed, its number) alone, so that banks can be
     trained in parts, anywhere, and added."""
-    _check_factory(make_model)
     numbers = list(numbers)
     included = _subsets(len(train), numbers, fraction, seed)
     right, margins = torch.zeros_like(included), torch.zeros(included.shape, dtype=torch.float16)
@@ -239,12 +237,6 @@ def bank(make_model: Factory, train: Examples, recipe: Recipe, numbers: Iterable
         logits = predict(model, train)
         right[k], margins[k] = correct(logits, train.y), margin(logits, train.y).half()
     return Bank(included, right, margins)
-
-
-def _check_factory(make_model: Factory) -> None:
-    if isinstance(make_model, nn.Module) or not callable(make_model):
-        raise TypeError(f"memorization trains many models from scratch: give a function that makes an untrained one, "
-                        f"e.g. functools.partial(rumlib.models.mlp, classes=10); got a {type(make_model).__name__}")
 
 
 def _subsets(n: int, numbers: Iterable[int], fraction: float, seed: int) -> Tensor:
@@ -303,8 +295,8 @@ def entanglement(forget_features: Tensor, retain_features: Tensor, *, compat: st
 
     ES = intra / inter. intra: the mean squared distances of both sets to their own mean, added. inter: half the sum of
     the squared distances of the two means from the point midway. Higher is more entangled, infinite where the means
-    coincide; swapping the sets changes nothing. With compat="official" each mean is the mean of the means of batches, so that a short last batch counts
-    too much.
+    coincide; swapping the sets changes nothing. With compat="official" each mean is the mean of the means of batches,
+    so that a short last batch counts too much.
 
     Raises ValueError for an empty set, for embeddings that are not finite or differ in d, and where both sets are one
     and the same point. Source: arXiv 2406.01257, section 4.1.
@@ -321,15 +313,15 @@ def entanglement(forget_features: Tensor, retain_features: Tensor, *, compat: st
     intra = (r - mean_r).square().sum(1).mean() + (s - mean_s).square().sum(1).mean()
     inter = ((mean_r - middle).square().sum() + (mean_s - middle).square().sum()) / 2
     if not intra and not inter:
-        raise ValueError(f"entanglement of {len(s)} and {len(r)} embeddings that are all the same point is not defined")
+        raise ValueError(f"entanglement of {len(s)} and {len(r)} embeddings that are all the same point is undefined")
     return (intra / inter).item()
 
 
 def mmd(a: Tensor, b: Tensor, gamma: float = 1.0, *, block: int = 2048) -> float:
     """Squared maximum mean discrepancy of two sets of embeddings (n, d) and (m, d); >= 0, 0 for equal sets.
 
-    Biased V-statistic in float64, kernel exp(-gamma |x - y|^2); gamma is 1 as published, where the root of the result is
-    reported. Computed on the device of `a`, with at most block x block values of the kernel in memory. Tens of
+    Biased V-statistic in float64, kernel exp(-gamma |x - y|^2); gamma is 1 as published, where the root of the result
+    is reported. Computed on the device of `a`, with at most block x block values of the kernel in memory. Tens of
     thousands of embeddings take minutes on a CPU and less than a second on a GPU.
     Raises ValueError for an empty set and for embeddings that are not finite or differ in d.
     """

@@ -228,8 +228,8 @@ def unlearning_degree(original: nn.Module, unlearned: nn.Module, forget: Example
     """a(original) - a(unlearned) on a forget set, shifted or not, and on a control set treated alike; 0: equal models.
 
     of       "accuracy": a is the share classified right; "loss": minus the cross-entropy, in nats. Larger is deeper
-    control  the test set: what is lost without having been learned. An original that knows its training data by heart has
-             more to lose on them, so that damage is adjusted for in part only; the retain set has as much to lose
+    control  the test set: what is lost without having been learned. An original that knows its training data by heart
+             has more to lose on them, so that damage is adjusted for in part only; the retain set has as much to lose
 
     Standard errors are over the examples, for these two models. The degree follows the abstract of Zuo et al., IEEE
     TKDE 2025; its form with the loss and its adjustment are proposals of this project.

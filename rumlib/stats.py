@@ -70,12 +70,12 @@ def equivalence(differences: Iterable[float], margin: float = 0.02, level: float
 
     Returns mean, low, high (Student t at `level`), n, p and the verdict. p is the larger one of the two tests.
     "equivalent" if p < 1 - level; else "better" if the interval lies above 0, "worse" if below; else "inconclusive",
-    as always with n = 1. Raises ValueError for differences that are not finite, a margin of 0 or a level outside (0, 1).
+    as always with n = 1. Raises ValueError for differences that are not finite, margin <= 0 or level outside (0, 1).
     """
     differences = [float(value) for value in differences]
     if not differences or not all(map(math.isfinite, differences)) or not margin > 0 or not 0 < level < 1:
-        raise ValueError(f"give finite differences, margin > 0 and level in (0, 1); got {len(differences)} differences, "
-                         f"{margin} and {level}")
+        raise ValueError(f"give finite differences, margin > 0 and level in (0, 1); got {len(differences)} "
+                         f"differences, {margin} and {level}")
     found = interval(differences, level)
     n, spread = found["n"], _standard_error(differences)
     nearest = margin - abs(found["mean"])                    # to the end of the margin that is the harder one
@@ -110,5 +110,5 @@ def _measured(values: pd.Series, of: str) -> None:
     numbers = pd.to_numeric(values, errors="coerce")
     if numbers.isna().any() or not numbers.map(math.isfinite).all():
         wrong = int((numbers.isna() | numbers.abs().eq(math.inf)).sum())
-        raise ValueError(f"{wrong} of {len(values)} rows have no {of} that is a finite number (a run diverged, or was not "
-                         f"attacked); leave them out on purpose or not at all")
+        raise ValueError(f"{wrong} of {len(values)} rows have no {of} that is a finite number (a run diverged, or was "
+                         f"not attacked); leave them out on purpose or not at all")

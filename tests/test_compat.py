@@ -91,7 +91,7 @@ def test_the_published_bands():
     """Fifteen bands of two by distance from the centroid: the fourth of the toy's (numbered from 0) is {25, 28}."""
     distance = np.concatenate([np.random.RandomState(3).rand(20), np.random.RandomState(4).rand(10)])
     spread = torch.tensor(np.concatenate([distance, -distance]))[:, None]            # its centroid is 0
-    bands = rum.scores.bands(spread, 15)                                                    # so each band holds both halves
+    bands = rum.scores.bands(spread, 15)                     # so each band holds both halves
     assert {int(k) % 30 for k in bands[3]} == {25, 28}
 
 
@@ -182,8 +182,8 @@ def test_attack_features_by_numpy(seed):
                 "modified_entropy": -(1 - p[rows, y]) * np.log(p[rows, y]) - others}
     for feature, values in expected.items():
         np.testing.assert_allclose(rum.metrics.attack_feature(z, examples.y, feature), values, rtol=1e-5)
-    np.testing.assert_allclose(rum.metrics.attack_feature(z, examples.y, "modified_entropy", compat="official"), published,
-                               rtol=1e-5)
+    found = rum.metrics.attack_feature(z, examples.y, "modified_entropy", compat="official")
+    np.testing.assert_allclose(found, published, rtol=1e-5)
 
 
 # -- Algorithms -------------------------------------------------------------------------------------------------------

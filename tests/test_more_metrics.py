@@ -2,11 +2,13 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import rumlib as rum
+from rumlib import metrics
 from rumlib.metrics import FEATURES
 
 
@@ -109,7 +111,48 @@ def test_acceleration_is_the_ratio_of_costs():
 
 
 def test_a_model_identical_to_the_oracle_is_perfect():
-    everything, test = says(0, 1, 2, 2, 1, 0), says(1, 1)
-    forget, retain = everything[:3], everything[3:]
+    forget, test = says(0, 1, 2), says(1, 1)
+    retain = rum.Examples(forget.x + 0.1, forget.y)          # no copies of the forget set
     assert rum.tow(echo(), echo(), forget, retain, test) == 1
     assert rum.tow_mia(echo(), echo(), forget, retain, test) == 1
+
+
+# -- Counts, shares and doors -----------------------------------------------------------------------------------------
+
+
+def test_analytic_acceleration_counts_every_pass():
+    """Retraining takes 4 epochs of 6; to score 2 and to repair for 3 epochs of 6 takes 3 passes each, or 2.5 where half
+    of the layers need no gradients of weights."""
+    count = rum.metrics.analytic_acceleration
+    assert count(2, 6, retraining=4, repair=3) == pytest.approx(6 * 4 * 3 / (2 * 3 + 6 * 3 * 3))
+    assert count(2, 6, retraining=4, repair=3, reached=0.5) == pytest.approx(6 * 4 * 3 / (2 * 3 + 6 * 3 * 2.5))
+    assert count(2, 6, retraining=4, repair=3, reached=0) == pytest.approx(6 * 4 * 3 / (2 * 3 + 6 * 3 * 2))
+    assert count(1, 1, retraining=1, repair=0) == 1          # the least of each
+    for few in ((0, 1, 1), (1, 0, 1), (1, 1, 0)):
+        with pytest.raises(ValueError, match="at least 1"):
+            count(*few[:2], retraining=few[2], repair=0)
+
+
+def test_the_attack_takes_test_examples_from_all_over_the_set(monkeypatch):
+    """Four retained examples and ten test images: the test images at 0, 3, 6 and 9, not the first or the last four."""
+    seen = {}
+    monkeypatch.setattr(metrics, "_called_nonmember", lambda *given: seen.update(zip("mnts", given, strict=True)) or 1)
+    y = torch.zeros(10, dtype=torch.long)
+    test = rum.Examples(torch.stack([torch.arange(10.0), torch.zeros(10), torch.zeros(10)], 1), y)
+    retain = rum.Examples(test.x[:4] / 2, y[:4], torch.tensor([7, 5, 9, 3]))
+    rum.evaluate(echo(), rum.Examples(test.x[:2] + 0.1, y[:2]), retain, test, seed=5)
+    of_test, of_retain = (metrics.confidence(rum.predict(echo(), part), part.y) for part in (test, retain))
+    assert torch.equal(seen["n"], of_test[[0, 3, 6, 9]]) and torch.equal(seen["m"], of_retain[[3, 1, 0, 2]])
+    assert seen["s"] == 5 and len(seen["t"]) == 2
+
+
+def test_seeds_of_all_kinds_of_integers_give_the_same_attack(planted):
+    sets = planted.retain, planted.test, planted.forget
+    found = {rum.svc_mia(planted.model, *sets, seed=kind(3)) for kind in (int, np.int64, np.uint8, torch.tensor)}
+    assert len(found) == 1
+
+
+def test_sets_in_their_own_order_need_no_index_of_their_own():
+    """Two sets that count from 0 each are no overlap where their content differs."""
+    forget, retain, test = says(0, 1), says(1, 2), says(2, 0)
+    assert rum.tow(echo(), echo(), forget, retain, test) == 1

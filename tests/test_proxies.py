@@ -146,6 +146,51 @@ def test_what_has_not_been_watched_is_refused(kind, name, run):
         rum.proxy(name, kind(run.train))
 
 
+class Clock:
+    """A clock that moves on by one second whenever it is read."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        self.now += 1
+        return self.now
+
+
+def test_the_seconds_of_a_trace_and_of_a_probe_are_those_of_their_own_work(run, monkeypatch):
+    monkeypatch.setattr("rumlib.proxies.time", Clock())
+    trace, probe = rum.proxies.Trace(run.train), rum.proxies.Curvature(run.train)
+    rum.fit(run.model, run.train, rum.Recipe(epochs=2, batch_size=50), trace=trace, probe=probe)
+    assert trace.seconds == 2                                # once an epoch
+    assert probe.seconds == 2 * (3 + 1)                      # of an epoch three batches, and one flush
+
+
+def test_a_probe_waits_for_nothing_until_an_epoch_is_complete(run, monkeypatch):
+    """To copy from a GPU is to wait for it; the sums are those of each batch by itself."""
+    flushed = []
+    flush = rum.proxies.Curvature.flush
+    monkeypatch.setattr(rum.proxies.Curvature, "flush", lambda self: (flushed.append(len(self._waiting)), flush(self)))
+    probe, one_by_one = rum.proxies.Curvature(run.train), torch.zeros(len(run.train))
+
+    def both(model, x, y, rows):
+        probe(model, x, y, rows)
+        one_by_one.index_add_(0, rows, curvature(model, x, y))
+
+    rum.fit(run.model, run.train, rum.Recipe(epochs=2, batch_size=50), probe=both)
+    assert flushed == [3, 3] and torch.equal(probe.curvature, one_by_one) and (probe.seen == 2).all()
+
+
+def test_the_named_proxies_are_what_proxy_gives(run):
+    proxies = rum.proxies
+    for name in TRACED:
+        assert torch.equal(proxies.from_trace(name, run.trace).values, rum.proxy(name, run.trace).values)
+    assert torch.equal(proxies.loss_curvature(run.model, run.train).values,
+                       rum.proxy("loss_curvature", run.model, run.train).values)
+    short = rum.Recipe(epochs=1, batch_size=5)
+    assert torch.equal(proxies.holdout_retraining(run.model, run.train, run.held_out, recipe=short, seed=1).values,
+                       rum.proxy("holdout_retraining", run.model, run.train, holdout=run.held_out, recipe=short,
+                                 seed=1).values)
+
+
 # -- In a study -------------------------------------------------------------------------------------------------------
 
 
@@ -200,8 +245,8 @@ def test_published_scores_line_up_with_the_examples(file, published, run):
     part = run.train[torch.tensor([100, 3, 57])]
     some = rum.Score.read(published.folder / file, "memorization", part, labels="labels")
     assert torch.equal(some.of(part), published.values[[100, 3, 57]])
-    hashed = rum.Score.read(published.folder / file, "memorization", run.train, labels_hash=rum.data.label_hash(run.train.y),
-                            name="theirs")
+    hashed = rum.Score.read(published.folder / file, "memorization", run.train, name="theirs",
+                            labels_hash=rum.data.label_hash(run.train.y))
     assert torch.equal(hashed.values, whole.values) and hashed.name == "theirs"
 
 

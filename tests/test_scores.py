@@ -125,8 +125,8 @@ def test_random_labels_in_many_dimensions_are_memorized():
     random = torch.Generator().manual_seed(0)
     x, y = torch.randn(60, 1, 8, 8, generator=random), torch.randint(0, 10, (60,), generator=random)
     short = rum.Recipe(epochs=30, lr=0.05, batch_size=16, schedule="linear")
-    score = rum.memorization(partial(rum.models.mlp, shape=(1, 8, 8), hidden=(64,)), rum.Examples(x, y), short, models=24,
-                             fraction=0.5)
+    make = partial(rum.models.mlp, shape=(1, 8, 8), hidden=(64,))
+    score = rum.memorization(make, rum.Examples(x, y), short, models=24, fraction=0.5)
     assert score.values.mean() > 0.85
     assert score.stderr.mean() < 0.2
 

@@ -99,7 +99,8 @@ def test_colour_images_of_32_pixels_as_bytes():
     make = partial(rum.models.small_resnet, shape=(3, 32, 32), classes=3, widths=(4, 8))
     data = images(6, 3, 32, 32)
     data = rum.Examples((data.x * 255).to(torch.uint8), data.y)
-    shifted = rum.spdgan.SPDGAN(epochs=1)(rum.models.build(make, 0), rum.models.build(make, 1), data, quiet=True).of(data)
+    models = rum.models.build(make, 0), rum.models.build(make, 1)
+    shifted = rum.spdgan.SPDGAN(epochs=1)(*models, data, quiet=True).of(data)
     assert shifted.x.shape == (6, 3, 32, 32) and (shifted.x - data.x / 255).abs().max() <= 8 / 255 + 1e-6
 
 
@@ -201,7 +202,8 @@ def test_the_degree_by_hand():
 def test_equal_models_have_degree_0(of, shift, digits):
     asked = rum.spdgan.probes([shift], {"forget": digits.forget, "test": digits.test})
     for sets in asked.values():
-        degree = rum.spdgan.unlearning_degree(digits.source, copy.deepcopy(digits.source), sets["forget"], sets["test"], of=of)
+        twin = copy.deepcopy(digits.source)
+        degree = rum.spdgan.unlearning_degree(digits.source, twin, sets["forget"], sets["test"], of=of)
         assert (degree.forget, degree.control, degree.adjusted, degree.adjusted_error) == (0, 0, 0, 0)
 
 
@@ -220,7 +222,8 @@ def test_what_was_known_by_heart_is_adjusted_for_by_the_retain_set(shift, digits
     """A source that memorizes has more to lose on its training data: damage is deeper than retraining, and the test set
     takes only a part of that away; the retain set all of it, and nothing from the retrained model."""
     worse = damaged(digits.source, (digits.forget, digits.retain))
-    asked = rum.spdgan.probes([shift], {name: getattr(digits, name) for name in ("forget", "test", "retain")})["shifted 0"]
+    sets = {name: getattr(digits, name) for name in ("forget", "test", "retain")}
+    asked = rum.spdgan.probes([shift], sets)["shifted 0"]
 
     def degree(model, control):
         return rum.spdgan.unlearning_degree(digits.source, model, asked["forget"], asked[control])

@@ -96,3 +96,34 @@ def test_a_contrast_with_a_diverged_run_is_refused():
     """Its mean would be NaN and its verdict "open", as if the data were undecided."""
     with pytest.raises(ValueError, match="diverged"):
         rum.stats.contrast(rows(a=[0.9, None, 0.8], b=[0.1, 0.2, 0.1]), A, B, of="tow")
+
+
+# -- Equivalence ------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(-0.1, 0.1), min_size=2, max_size=12).filter(lambda v: np.std(v) > 1e-6))
+def test_the_two_one_sided_tests_are_scipys(differences):
+    found = rum.stats.equivalence(differences, margin=0.02)
+    above = stats.ttest_1samp(differences, -0.02, alternative="greater").pvalue
+    below = stats.ttest_1samp(differences, 0.02, alternative="less").pvalue
+    assert found["p"] == pytest.approx(max(above, below), abs=1e-9)
+    low, high = stats.t.interval(0.90, len(differences) - 1, np.mean(differences), stats.sem(differences))
+    inside = low > -0.02 and high < 0.02                     # the same test, as a 90 % interval
+    assert (found["verdict"] == "equivalent") == inside or found["p"] == pytest.approx(0.05, abs=1e-6)
+
+
+@pytest.mark.parametrize("differences, verdict", [
+    ([0.001, -0.002, 0.0015, 0.0], "equivalent"), ([0.010, 0.011, 0.009, 0.010], "equivalent"),
+    ([0.10, 0.12, 0.11, 0.09], "better"), ([-0.10, -0.12, -0.11, -0.09], "worse"), ([0.1, -0.1, 0.05], "inconclusive"),
+    ([0.0], "inconclusive"), ([0.01, 0.01], "equivalent"), ([0.05, 0.05], "better"), ([0.02, 0.02], "better"),
+])
+def test_what_is_said_of_differences(differences, verdict):
+    found = rum.stats.equivalence(differences)
+    assert found["verdict"] == verdict and found["n"] == len(differences)
+
+
+def test_a_stricter_level_needs_more():
+    differences = [0.005, -0.01, 0.012, 0.0]
+    assert rum.stats.equivalence(differences, level=0.9)["verdict"] == "equivalent"
+    assert rum.stats.equivalence(differences, level=0.99)["verdict"] == "inconclusive"
+    assert rum.stats.equivalence(differences, margin=0.2, level=0.99)["verdict"] == "equivalent"
