@@ -152,7 +152,7 @@ def test_batch_norm_survives_a_last_batch_of_one(name, sizes, planted, normed):
 def test_it_takes_as_many_steps_as_it_says(name, sizes, planted):
     gone, kept = sizes
     forget, retain = planted.forget[:gone], planted.retain[:kept]
-    with rum.cost() as spent:
+    with rum.train.cost() as spent:
         PLAIN[name](planted.model, forget, retain, seed=0)
     assert spent.steps == PLAIN[name].steps(forget, retain)
 
@@ -162,7 +162,7 @@ def test_it_takes_as_many_steps_as_it_says(name, sizes, planted):
 def test_a_frozen_layer_stays_as_it_is(name, clip, planted):
     model = copy.deepcopy(planted.model)
     model[2].requires_grad_(False)
-    unlearned = rum.vary(PLAIN[name], clip=clip)(model, planted.forget, planted.retain, seed=0)
+    unlearned = rum.lab.vary(PLAIN[name], clip=clip)(model, planted.forget, planted.retain, seed=0)
     assert torch.equal(unlearned[2].weight, model[2].weight)
     assert not torch.equal(unlearned[-1].weight, model[-1].weight)
 
@@ -258,7 +258,7 @@ def test_salun_that_keeps_everything_is_its_inner_algorithm(planted):
 def test_the_mask_of_salun_is_part_of_its_cost(planted):
     spent = {}
     for name in ("RandomLabel", "SalUn"):
-        with rum.cost() as spent[name]:
+        with rum.train.cost() as spent[name]:
             PLAIN[name](planted.model, planted.forget, planted.retain, seed=0)
     assert spent["SalUn"].examples == spent["RandomLabel"].examples + len(planted.forget)
 

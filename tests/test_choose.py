@@ -33,7 +33,7 @@ def test_held_out_examples_count_by_the_classes_of_the_forget_set():
     validation = said(0, 2, 1, truth=[0, 0, 1])
     forget, retain = said(0, 0, 1, 2, truth=[0, 0, 0, 1]), said(0, 1, truth=[0, 1])       # half right; all right
     model = echo(3)
-    assert rum.HeldOut(validation)(model, model, forget, retain) == pytest.approx(1 - abs(0.5 - 0.625))
+    assert rum.choose.HeldOut(validation)(model, model, forget, retain) == pytest.approx(1 - abs(0.5 - 0.625))
 
 
 def test_what_is_memorized_should_be_lost():
@@ -60,11 +60,11 @@ def test_predictions_are_compared_class_by_class():
     """On class 0 as the original on held-out data, on class 1 (a third of the set) the very opposite."""
     validation, retain = said(0, 1, truth=[0, 1]), said(0, truth=[0])
     forget = said(0, 0, 2, truth=[0, 0, 1])
-    found = rum.JensenShannon(validation)(echo(3), echo(3), forget, retain)
+    found = rum.choose.JensenShannon(validation)(echo(3), echo(3), forget, retain)
     assert found == pytest.approx(2 / 3, abs=1e-4)
 
 
-@pytest.mark.parametrize("judge", [rum.HeldOut, rum.JensenShannon])
+@pytest.mark.parametrize("judge", [rum.choose.HeldOut, rum.choose.JensenShannon])
 def test_a_judge_needs_held_out_examples_of_each_class(judge):
     with pytest.raises(ValueError, match="no held-out example of class 2"):
         judge(said(0, 1, truth=[0, 1]))(echo(3), echo(3), said(2, truth=[2]), said(0, truth=[0]))
@@ -97,7 +97,7 @@ def diverge(model, forget, retain, *, seed=0):
 
 
 def test_the_best_candidate_is_chosen(planted, score):
-    bad = rum.build(make_model, 9)
+    bad = rum.models.build(make_model, 9)
     candidates = (diverge, Give(bad), Give(planted.oracle))
     auto = rum.AutoRUM(rum.Refine(score, 2), candidates, against(planted.oracle))
     assert same(auto(planted.model, planted.forget, planted.retain), planted.oracle)
@@ -157,7 +157,7 @@ def test_the_twin_is_unseen_by_its_oracle_and_like_the_forget_set(planted, score
     mask[::5] = True                                         # some mislabelled, most not
     forget, retain = planted.train.split(mask)
     auto = rum.AutoRUM(rum.Refine(score, 2), (finetune,), rum.Memorized(score))
-    calibrated = rum.Calibrated(auto, make_model, recipe)
+    calibrated = rum.choose.Calibrated(auto, make_model, recipe)
     gone, known = calibrated.twin(forget, retain)
     inside = set(score.index[score.bank.included[0]].tolist())
     assert set(known.index.tolist()) == inside
@@ -173,14 +173,14 @@ def test_the_twin_is_unseen_by_its_oracle_and_like_the_forget_set(planted, score
 def test_a_twin_needs_the_subset_models(planted, score):
     plain = rum.Score("m", score.values, score.index)
     with pytest.raises(ValueError, match="memorization"):
-        rum.Calibrated(rum.AutoRUM(rum.Refine(plain, 2), (finetune,), rum.Memorized(plain)), make_model, recipe)
+        rum.choose.Calibrated(rum.AutoRUM(rum.Refine(plain, 2), (finetune,), rum.Memorized(plain)), make_model, recipe)
     auto = rum.AutoRUM(rum.Refine(score, 2), (finetune,), rum.Memorized(score))
     with pytest.raises(ValueError, match="number=24"):
-        rum.Calibrated(auto, make_model, recipe, number=24)
+        rum.choose.Calibrated(auto, make_model, recipe, number=24)
     pool_is_too_far = replace(auto, refine=rum.Refine(replace(score, values=torch.where(
         torch.isin(score.index, planted.forget.index), 9.0, score.values)), 2))
     with pytest.raises(ValueError, match="match"):
-        rum.Calibrated(pool_is_too_far, make_model, recipe)(planted.model, planted.forget, planted.retain)
+        rum.choose.Calibrated(pool_is_too_far, make_model, recipe)(planted.model, planted.forget, planted.retain)
 
 
 def test_the_judge_of_the_twin_is_tow_against_its_retrained_model(planted, score):
@@ -192,11 +192,11 @@ def test_the_judge_of_the_twin_is_tow_against_its_retrained_model(planted, score
             return super().settle(*problem, seed=seed)
 
     auto = Watched(rum.Refine(score, 2), (finetune,), rum.Memorized(score))
-    calibrated = rum.Calibrated(auto, make_model, recipe, number=3)
+    calibrated = rum.choose.Calibrated(auto, make_model, recipe, number=3)
     calibrated(planted.model, *planted.train.split(planted.train.index % 5 == 0), seed=4)
     ((judge, (original, gone, known)),) = judges
     reference = rum.fit(make_model, known, recipe, seed=derive_seed(4, "twin", 3))
     assert judge(reference, original, gone, known) == 1
-    worse = rum.build(make_model, 7)
+    worse = rum.models.build(make_model, 7)
     d = [abs(rum.accuracy(worse, part) - rum.accuracy(reference, part)) for part in (gone, known)]
     assert min(d) > 0.1 and judge(worse, original, gone, known) == pytest.approx((1 - d[0]) * (1 - d[1]))

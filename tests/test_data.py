@@ -144,7 +144,7 @@ def test_contents_that_differ_in_one_value_are_told_apart():
 def test_ids_of_a_file_are_those_of_the_index(text, column, tmp_path):
     train = rum.Examples(torch.rand(30, 1, 4, 4), torch.arange(30))
     (tmp_path / "forget.csv").write_text(text, newline="")
-    mask = rum.forget_ids(tmp_path / "forget.csv", train, column=column)
+    mask = rum.datasets.forget_ids(tmp_path / "forget.csv", train, column=column)
     assert train.index[mask].tolist() == [10, 20] and mask.shape == (30,)
 
 
@@ -160,7 +160,7 @@ def test_what_a_spreadsheet_writes_is_read_as_it_was_meant(ids, excel, trailing,
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "forget.csv"
         path.write_text(text, newline="", encoding="utf-8-sig" if excel else "utf-8")
-        mask = rum.forget_ids(path, train)
+        mask = rum.datasets.forget_ids(path, train)
     assert set(train.index[mask].tolist()) == ids
 
 
@@ -173,7 +173,7 @@ def test_a_list_that_does_not_fit_is_refused(text, words, tmp_path):
     if text is not None:
         (tmp_path / "forget.csv").write_text(text)
     with pytest.raises((ValueError, FileNotFoundError), match=words):
-        rum.forget_ids(tmp_path / "forget.csv", train)
+        rum.datasets.forget_ids(tmp_path / "forget.csv", train)
 
 
 # -- Augmentation -----------------------------------------------------------------------------------------------------

@@ -30,8 +30,8 @@ common = dict(epochs=5, lr=0.1, batch_size=25, schedule="linear", clip=1.0)     
 relabel = rum.RandomLabel(**common)
 RECORDED = (rum.Finetune(**common), rum.L1Sparse(**common), rum.NegGrad(**{**common, "batch_size": 5}),
             rum.NegGradPlus(**common), rum.Scrub(**common, max_steps=3), relabel, rum.SalUn(relabel),
-            rum.SalUn(relabel, mask="tanh"), rum.BadTeacher(**common), rum.UNSIR(**common), rum.LastLayers(**common),
-            rum.BoundaryShrink(**common), rum.BoundaryExpand(**common), rum.Finetune(**common, amp=True),
+            rum.SalUn(relabel, mask="tanh"), rum.algorithms.BadTeacher(**common), rum.algorithms.UNSIR(**common), rum.algorithms.LastLayers(**common),
+            rum.algorithms.BoundaryShrink(**common), rum.algorithms.BoundaryExpand(**common), rum.Finetune(**common, amp=True),
             rum.TopK(**common, tolerance=None, sim_weight=0.1, scope="selected"))
 
 
@@ -60,11 +60,11 @@ def rehearsed(monkeypatch):
 @pytest.mark.parametrize("algorithm", RECORDED, ids=lambda a: f"{type(a).__name__}{'-amp' * getattr(a, 'amp', False)}")
 def test_recorded_steps_unlearn_the_same_model_at_the_same_cost(algorithm, device, planted, rehearsed, monkeypatch):
     problem = copy.deepcopy(planted.model).to(device), planted.forget.to(device), planted.retain.to(device)
-    with rum.cost() as recorded:
+    with rum.train.cost() as recorded:
         one = algorithm(*problem, seed=3)
     assert rehearsed and next(one.parameters()).device.type == device.type
     monkeypatch.setenv("RUM_GRAPHS", "off")
-    with rum.cost() as plain:
+    with rum.train.cost() as plain:
         other = algorithm(*problem, seed=3)
     assert same(one, other)
     assert (recorded.examples, recorded.steps, recorded.passes) == (plain.examples, plain.steps, plain.passes)
@@ -95,7 +95,7 @@ def test_a_loss_that_promises_nothing_is_not_recorded(planted, rehearsed):
 
     assert not getattr(Algorithm.loss, "recordable", False)
     Mine(**common)(planted.model, planted.forget, planted.retain)
-    rum.fit(make_model, planted.train, rum.Recipe(epochs=5), probe=rum.Curvature(planted.train))
+    rum.fit(make_model, planted.train, rum.Recipe(epochs=5), probe=rum.proxies.Curvature(planted.train))
     assert not rehearsed
     Promised(**common)(planted.model, planted.forget, planted.retain)
     assert rehearsed
@@ -123,7 +123,7 @@ def test_a_trace_sees_every_batch_of_recorded_steps(device, planted, rehearsed, 
     recipe, data, traces = rum.Recipe(epochs=6, batch_size=50), planted.train.to(device), []
     for mode in ("on", "off"):
         monkeypatch.setenv("RUM_GRAPHS", mode)
-        traces.append(rum.Trace(data))
+        traces.append(rum.proxies.Trace(data))
         rum.fit(make_model, data, recipe, trace=traces[-1])
     assert len(rehearsed) == 2 and (traces[0].seen == 6).all()
     for name in TRACED:
@@ -131,7 +131,7 @@ def test_a_trace_sees_every_batch_of_recorded_steps(device, planted, rehearsed, 
 
 
 def test_operations_are_counted_in_steps_that_are_launched(planted, rehearsed):
-    assert rum.flops(rum.Finetune(**common), planted.model, planted.forget, planted.retain) > 0
+    assert rum.metrics.flops(rum.Finetune(**common), planted.model, planted.forget, planted.retain) > 0
     assert not rehearsed
 
 
@@ -172,8 +172,8 @@ def test_models_in_turns_are_those_trained_one_after_the_other(at_once, graphs, 
     recipe = rum.Recipe(epochs=4, lr=0.1, batch_size=20, schedule="linear", clip=1.0)
     subsets = [torch.randperm(100, generator=torch.Generator().manual_seed(k))[:50 + k] for k in range(5)]
     before = torch.random.get_rng_state()
-    with rum.cost() as spent:
-        models = rum.fit_many(make_normed, data, subsets, recipe, seeds=[5, 6, 7, 8, 9], at_once=at_once)
+    with rum.train.cost() as spent:
+        models = rum.ensemble.fit_many(make_normed, data, subsets, recipe, seeds=[5, 6, 7, 8, 9], at_once=at_once)
     assert torch.equal(before, torch.random.get_rng_state())
     assert (spent.examples, spent.passes) == (4 * (250 + 10), 20)
     for model, subset, seed in zip(models, subsets, range(5, 10), strict=True):
@@ -200,7 +200,7 @@ def test_models_that_draw_numbers_are_trained_one_by_one(planted):
 
     assert uses_rng(dropping(), planted.train) and not uses_rng(make_normed(), tiny(planted.train, 20))
     recipe, subsets = rum.Recipe(epochs=2, batch_size=25), [torch.arange(60), torch.arange(50, 110)]
-    for model, subset, seed in zip(rum.fit_many(dropping, planted.train, subsets, recipe, seeds=[1, 2], at_once=2),
+    for model, subset, seed in zip(rum.ensemble.fit_many(dropping, planted.train, subsets, recipe, seeds=[1, 2], at_once=2),
                                    subsets, (1, 2), strict=True):
         assert same(model, rum.fit(dropping, planted.train[subset], recipe, seed=seed))
 
@@ -218,7 +218,7 @@ def test_want_of_memory_says_what_to_change(planted):
 
 def test_one_that_diverges_is_reported(planted):
     with pytest.raises(FloatingPointError, match=r"lower lr=1e\+30"):
-        rum.fit_many(make_normed, tiny(planted.train, 60), [torch.arange(40), torch.arange(20, 60)],
+        rum.ensemble.fit_many(make_normed, tiny(planted.train, 60), [torch.arange(40), torch.arange(20, 60)],
                      rum.Recipe(epochs=2, lr=1e30), seeds=[1, 2], at_once=2)
 
 
@@ -236,8 +236,8 @@ def test_the_device_is_that_of_the_environment_unless_it_is_named(monkeypatch):
 
 def test_a_device_that_is_not_there_is_refused_before_any_data_is_read(tmp_path):
     """Device 99 of a kind is nowhere."""
-    absent = replace(rum.profile("smoke"), name="absent", device="cuda:99", data="cifar10", options={"root": tmp_path})
-    for open_study in (absent.check, partial(rum.Study, absent, quiet=True, home=tmp_path)):
+    absent = replace(rum.lab.profile("smoke"), name="absent", device="cuda:99", data="cifar10", options={"root": tmp_path})
+    for open_study in (absent.check, partial(rum.lab.Study, absent, quiet=True, home=tmp_path)):
         with pytest.raises(ValueError, match=r"there is no device 'cuda:99'.* RUM_DEVICE.* cpu"):
             open_study()
 
@@ -258,7 +258,7 @@ def test_tf32_is_on_for_cuda_alone_and_inside_alone():
 
 
 def test_costs_of_another_thread_are_its_own(planted):
-    with rum.cost() as spent, ThreadPoolExecutor(1) as pool:
+    with rum.train.cost() as spent, ThreadPoolExecutor(1) as pool:
         pool.submit(rum.fit, make_model, planted.train, rum.Recipe(epochs=1)).result()
     assert spent.steps == 0
 
@@ -293,18 +293,18 @@ def toy(tmp_path_factory):
             (home / part / c).mkdir(parents=True)
             for k in range(n):
                 Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(home / part / c / f"{k}.png")
-    p = rum.profile("cifar10")
-    small = partial(rum.small_resnet, shape=(3, 32, 32), classes=3, widths=(4, 8))
+    p = rum.lab.profile("cifar10")
+    small = partial(rum.models.small_resnet, shape=(3, 32, 32), classes=3, widths=(4, 8))
     profile = replace(
         p, name="toy", data=str(home), device="cpu", make_model=small, workers=1, seeds=(0,),
         recipe=replace(p.recipe, epochs=2, batch_size=16),
-        score_model=partial(rum.small_resnet, shape=(3, 32, 32), classes=3, widths=(4, 4, 4)),
+        score_model=partial(rum.models.small_resnet, shape=(3, 32, 32), classes=3, widths=(4, 4, 4)),
         score_recipe=replace(p.score_recipe, epochs=1, batch_size=16), fraction=0.5, score_models=10, set_size=6,
         mix_size=9, bands=4, budgets=(1,), rates={1: p.rates[5][:1]}, ascent_rates=p.ascent_rates[:1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RUM_GRAPHS", "on")
         patch.setenv("RUM_ENGINE", "serial")
-        yield rum.Study(profile, quiet=True, home=home)
+        yield rum.lab.Study(profile, quiet=True, home=home)
 
 
 def test_the_toy_study_scores_unlearns_and_refines(toy):
@@ -313,7 +313,7 @@ def test_the_toy_study_scores_unlearns_and_refines(toy):
     assert toy.score.bank.included.shape == (10, 60) and len(toy.bands()) == 4
     assert toy.train.x.dtype == torch.uint8
     refined = rum.RUM(rum.Refine(toy.score), (rum.Keep(), *[rum.Finetune(epochs=1, batch_size=16, amp=True)] * 2))
-    rows = toy.unlearn(rum.Cell(levels["mix"], algorithm, 0, {"algorithm": name}) for name, algorithm in
+    rows = toy.unlearn(rum.lab.Cell(levels["mix"], algorithm, 0, {"algorithm": name}) for name, algorithm in
                        {**{name: alg for name, (alg, _) in toy.candidates(1).items()}, "RUM": refined}.items())
     assert len(rows) == 8 + 1 and not rows["diverged"].any()
     assert rows["tow"].between(0, 1).all()
@@ -321,7 +321,7 @@ def test_the_toy_study_scores_unlearns_and_refines(toy):
 
 
 def test_what_another_model_scored_depends_on_that_model(toy):
-    of, chunk = rum.Study.bank.identity, range(4)
+    of, chunk = rum.lab.Study.bank.identity, range(4)
     how, p = toy.profile.scored_by, toy.profile
     assert (how.make_model, how.recipe) == (p.score_model, p.score_recipe)
     other = replace(p, score_recipe=replace(p.score_recipe, lr=0.02)).scored_by
@@ -332,7 +332,7 @@ def test_what_another_model_scored_depends_on_that_model(toy):
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "tiny_imagenet"])
 def test_the_papers_profiles_hold_together(name):
-    p = rum.profile(name)
+    p = rum.lab.profile(name)
     assert p.score_models >= 100 and (p.set_size, p.mix, len(p.seeds)) == (3000, 3000, 3)
     assert not set(p.seeds) & set(p.tuning_seeds) and set(p.rates) == set(p.budgets)
     assert all(getattr(a, "inner", a).amp for a in p.algorithms.values())
@@ -345,7 +345,7 @@ def test_the_papers_profiles_hold_together(name):
 
 
 def test_the_rate_of_the_score_falls_after_epochs_16_21_and_26():
-    recipe = rum.profile("cifar10").scored_by.recipe
+    recipe = rum.lab.profile("cifar10").scored_by.recipe
     rates = [recipe.rate(69 * epoch, 69 * 30) for epoch in range(30)]
     expected = [0.01] * 16 + [0.001] * 5 + [1e-4] * 5 + [1e-5] * 4
     assert rates == pytest.approx(expected) and recipe.rate(69 * 16 - 1, 69 * 30) == pytest.approx(0.01)

@@ -19,8 +19,8 @@ from rumlib.algorithms.dampen import importance
 from rumlib.algorithms.layers import layers
 from rumlib.algorithms.relabel import published_mask, saliency_mask, soft_mask
 
-make_model = partial(rum.mlp, shape=(1, 4, 4), classes=3, hidden=(64,))
-make_normed = partial(rum.small_resnet, shape=(1, 4, 4), classes=3, widths=(4, 8))
+make_model = partial(rum.models.mlp, shape=(1, 4, 4), classes=3, hidden=(64,))
+make_normed = partial(rum.models.small_resnet, shape=(1, 4, 4), classes=3, widths=(4, 8))
 recipe = rum.Recipe(epochs=60, lr=0.1, batch_size=16, schedule="linear")
 
 
@@ -66,16 +66,16 @@ perturb = dict(k=0.1, sigma=0.5, epochs=10, lr=0.3, tolerance=None, **common)
 EVERY = {
     "InfluenceUnlearning": rum.InfluenceUnlearning(alpha=10.0),
     "InfluenceUnlearning exact": rum.InfluenceUnlearning(alpha=10.0, exact=True),
-    "SSD": rum.SSD(batch_size=10),
-    "Fisher": rum.Fisher(),
-    "BadTeacher": rum.BadTeacher(epochs=20, lr=0.3, **common),
-    "UNSIR": rum.UNSIR(epochs=4, lr=0.1, **common),
-    "BoundaryShrink": rum.BoundaryShrink(epochs=5, lr=0.02, **common),
-    "BoundaryExpand": rum.BoundaryExpand(epochs=5, lr=0.02, **common),
+    "SSD": rum.algorithms.SSD(batch_size=10),
+    "Fisher": rum.algorithms.Fisher(),
+    "BadTeacher": rum.algorithms.BadTeacher(epochs=20, lr=0.3, **common),
+    "UNSIR": rum.algorithms.UNSIR(epochs=4, lr=0.1, **common),
+    "BoundaryShrink": rum.algorithms.BoundaryShrink(epochs=5, lr=0.02, **common),
+    "BoundaryExpand": rum.algorithms.BoundaryExpand(epochs=5, lr=0.02, **common),
     "ClassProjection": rum.ClassProjection(30.0, 10.0, samples=None, rows=None, granularity="examples"),
     "ClassProjection sampled": rum.ClassProjection(30.0, 10.0, samples=30, granularity="examples"),
-    "CF-1": rum.LastLayers(k=1, epochs=10, lr=0.3, **common),
-    "EU-2": rum.LastLayers(k=2, exact=True, epochs=20, lr=0.1, **common),
+    "CF-1": rum.algorithms.LastLayers(k=1, epochs=10, lr=0.3, **common),
+    "EU-2": rum.algorithms.LastLayers(k=2, exact=True, epochs=20, lr=0.1, **common),
     "SalUn official": rum.SalUn(relabel, compat="official"),
     "SalUn sigmoid": rum.SalUn(relabel, mask="sigmoid"),
     "SalUn tanh": rum.SalUn(relabel, mask="tanh"),
@@ -160,7 +160,7 @@ def test_it_is_a_step_of_rum_like_any_other(name, points):
 @every
 def test_its_cost_is_counted(name, points):
     forget, retain = points.forget[:10], points.retain[:110]
-    with rum.cost() as spent:
+    with rum.train.cost() as spent:
         EVERY[name](points.model, forget, retain, seed=0)
     assert spent.examples >= len(forget)
     if isinstance(EVERY[name], rum.Algorithm):
@@ -191,9 +191,9 @@ def test_an_empty_set_is_refused(name, points):
 
 @pytest.mark.parametrize("make, words", [
     (lambda: rum.InfluenceUnlearning(chunk=0), "chunk"),
-    (lambda: rum.SSD(alpha=0), "alpha"),
-    (lambda: rum.Fisher(floor=0), "floor"),
-    (lambda: rum.LastLayers(k=0), "k must be a whole number at least 1"),
+    (lambda: rum.algorithms.SSD(alpha=0), "alpha"),
+    (lambda: rum.algorithms.Fisher(floor=0), "floor"),
+    (lambda: rum.algorithms.LastLayers(k=0), "k must be a whole number at least 1"),
     (lambda: rum.SalUn(relabel, mask="smooth"), "hard, sigmoid, tanh"),
     (lambda: rum.SalUn(relabel, compat="upstream"), "official"),
     (lambda: rum.SalUn(relabel, mask="tanh", compat="official"), "hard mask only"),
@@ -305,9 +305,9 @@ def test_influence_holds_no_gradient_of_a_single_example(points, monkeypatch):
 ON_THE_EDGE = [
     (rum.L1Sparse, dict(alpha=0)), (rum.NegGradPlus, dict(alpha=0)), (rum.NegGradPlus, dict(alpha=1)),
     (rum.SalUn, dict(inner=relabel, keep=1)), (rum.Scrub, dict(beta=0, gamma=0, max_steps=0, temperature=1e-3)),
-    (rum.BadTeacher, dict(temperature=1e-3)), (rum.BoundaryShrink, dict(bound=0)), (rum.LastLayers, dict(k=1)),
-    (rum.UNSIR, dict(impair=0, noise=1, noise_steps=0, penalty=0, share=0)),
-    (rum.SSD, dict(alpha=1e-9, dampening=0, batch_size=1)), (rum.Fisher, dict(alpha=0, floor=1e-30, chunk=1)),
+    (rum.algorithms.BadTeacher, dict(temperature=1e-3)), (rum.algorithms.BoundaryShrink, dict(bound=0)), (rum.algorithms.LastLayers, dict(k=1)),
+    (rum.algorithms.UNSIR, dict(impair=0, noise=1, noise_steps=0, penalty=0, share=0)),
+    (rum.algorithms.SSD, dict(alpha=1e-9, dampening=0, batch_size=1)), (rum.algorithms.Fisher, dict(alpha=0, floor=1e-30, chunk=1)),
     (rum.InfluenceUnlearning, dict(alpha=0, samples=1, n=1, chunk=1)),
     (rum.TopK, dict(k=0, sigma=0, sim_weight=0, last=1, chunk=1)),
     (rum.RandomK, dict(k=1.0, validation=1, tolerance=0)), (rum.RandomTopK, dict(factor=1)),
@@ -390,7 +390,7 @@ def saliency_of(points):
 def test_ssd_dampens_by_its_formula(points):
     model, batch = points.model, 10
     i_f, i_d = (importance(model, s, batch) for s in (points.forget, points.forget + points.retain))
-    unlearned = dict(rum.SSD(alpha=2.0, dampening=0.5, batch_size=batch)(
+    unlearned = dict(rum.algorithms.SSD(alpha=2.0, dampening=0.5, batch_size=batch)(
         model, points.forget, points.retain).named_parameters())
     for name, p in model.named_parameters():
         ratio = i_d[name].numpy() / np.maximum(i_f[name].numpy(), 1e-38)
@@ -416,7 +416,7 @@ def test_ssd_importance_is_the_published_one():
 def test_fisher_noise_is_weakest_where_the_information_is(points):
     model, retain = points.model, points.retain
     alpha, floor = 1e-3, 1e-6
-    moves = torch.stack([flat(rum.Fisher(alpha, floor)(model, points.forget, retain, seed=s)) for s in range(60)]) \
+    moves = torch.stack([flat(rum.algorithms.Fisher(alpha, floor)(model, points.forget, retain, seed=s)) for s in range(60)]) \
         - flat(model)
     drawn = rum.Examples(retain.x, rum.predict(model, retain).argmax(1))          # it is nearly always sure
     information = torch.cat([g.flatten() for g in weights.squared_gradients(model, drawn, 64).values()])
@@ -432,7 +432,7 @@ def test_squared_gradients_are_those_of_single_examples(points):
 
 
 def test_the_bad_teacher_is_untrained_and_the_good_one_the_original(points):
-    taught = rum.BadTeacher().prepare(points.model, points.forget, points.retain)
+    taught = rum.algorithms.BadTeacher().prepare(points.model, points.forget, points.retain)
     n = len(points.forget)
     torch.testing.assert_close(taught[n:], rum.predict(points.model, points.retain))
     assert taught[:n].softmax(1).max() < 0.75 < rum.predict(points.model, points.forget).softmax(1).max()
@@ -441,13 +441,13 @@ def test_the_bad_teacher_is_untrained_and_the_good_one_the_original(points):
 def test_the_noise_of_unsir_is_what_the_model_is_worst_at(whole_class):
     p = whole_class
     frozen = copy.deepcopy(p.model).requires_grad_(False)
-    x, y = rum.UNSIR(noise=8).prepare(frozen, p.forget, p.retain)
+    x, y = rum.algorithms.UNSIR(noise=8).prepare(frozen, p.forget, p.retain)
     assert x.shape == (8, 1, 4, 4) and (y == 0).all()
     assert F.cross_entropy(p.model(x), y) > 5 > F.cross_entropy(p.model(p.forget.x), p.forget.y)
 
 
 def test_unsir_shows_noise_in_its_first_epochs_only(whole_class):
-    p, noise = whole_class, rum.UNSIR(epochs=3, impair=2, batch_size=20, share=0.2)
+    p, noise = whole_class, rum.algorithms.UNSIR(epochs=3, impair=2, batch_size=20, share=0.2)
     prepared = noise.prepare(copy.deepcopy(p.model).requires_grad_(False), p.forget, p.retain)
     for number in range(3):
         epoch = Epoch(number, 3, 20, p.model, torch.Generator(), prepared)
@@ -473,7 +473,7 @@ def test_expanding_leaves_no_trace_of_the_new_class(points):
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_the_last_layers_alone_move_statistics_included(k, exact, points, normed):
-    algorithm = rum.LastLayers(k=k, exact=exact, epochs=1, lr=0.1, **common)
+    algorithm = rum.algorithms.LastLayers(k=k, exact=exact, epochs=1, lr=0.1, **common)
     unlearned = algorithm(normed, points.forget, points.retain)
     ours, theirs = layers(normed), layers(unlearned)
     for here, there in zip(ours[:-k], theirs[:-k], strict=True):
@@ -486,9 +486,9 @@ def test_all_layers_can_be_the_last_ones(points, normed):
     count = len(layers(normed))
     assert [type(layer[0]).__name__ for layer in layers(normed)] == ["Conv2d"] * (count - 1) + ["Linear"]
     options = dict(epochs=1, lr=0.1, **common)
-    whole = rum.LastLayers(k=count, **options)(normed, points.forget, points.retain)
+    whole = rum.algorithms.LastLayers(k=count, **options)(normed, points.forget, points.retain)
     with pytest.raises(ValueError, match=f"k={count + 1}.*{count}"):
-        rum.LastLayers(k=count + 1, **options)(normed, points.forget, points.retain)
+        rum.algorithms.LastLayers(k=count + 1, **options)(normed, points.forget, points.retain)
     assert all(not torch.equal(a, b) for a, b in zip(whole.parameters(), normed.parameters(), strict=True))
 
 
@@ -503,4 +503,4 @@ def test_a_module_that_cannot_be_drawn_anew_is_named(points):
 
     model = nn.Sequential(copy.deepcopy(points.model), Scale())
     with pytest.raises(TypeError, match="Scale has weights and no reset_parameters"):
-        rum.LastLayers(exact=True)(model, points.forget, points.retain)
+        rum.algorithms.LastLayers(exact=True)(model, points.forget, points.retain)

@@ -47,13 +47,13 @@ def test_every_figure_has_its_numbers_and_its_origin(home):
         origin = json.loads(figure.with_suffix(".json").read_text())
         assert {"commit", "seeds", "data", "profile", "forget sets", "versions"} <= set(origin)
         assert origin["profile"] in ("smoke", "smoke-classes")
-        assert origin["seeds"] == list(rum.profile(origin["profile"]).seeds)
+        assert origin["seeds"] == list(rum.lab.profile(origin["profile"]).seeds)
         lines = figure.with_suffix(".csv").read_text().splitlines()
         assert len(lines) > 1 and "," in lines[0]
 
 
 def test_the_plan_counts_what_the_notebooks_ask_for(home):
-    for name, tasks in Plan(rum.profile("smoke"), None, 1).notebooks.items():
+    for name, tasks in Plan(rum.lab.profile("smoke"), None, 1).notebooks.items():
         asked = json.loads((home / "runs/smoke/asked" / f"{name}.json").read_text())["cells"]
         planned = Counter(task.kind for task in tasks)
         assert {kind: count for kind, count in Counter(kind for kind, _ in asked).items() if kind in planned} == planned

@@ -36,7 +36,7 @@ def test_one_example_is_forgotten_by_a_model_with_batch_norm(name, planted, norm
 
 @pytest.mark.parametrize("name", [name for name in ALL if hasattr(ALL[name], "batch_size")])
 def test_batches_of_one_are_no_hindrance(name, planted, normed):
-    one = rum.vary(ALL[name], batch_size=1)
+    one = rum.lab.vary(ALL[name], batch_size=1)
     unlearned = one(normed, tiny(planted.forget, 2), tiny(planted.retain, 3), seed=0)
     assert all(value.isfinite().all() for value in unlearned.state_dict().values())
 

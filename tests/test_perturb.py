@@ -65,7 +65,7 @@ def normed(planted):
 @pytest.fixture(scope="module")
 def wide():
     """A model of 200,000 weights, untrained: enough for statistics."""
-    model = rum.build(partial(rum.mlp, shape=(1, 20, 20), classes=10, hidden=(488,)), 0)
+    model = rum.models.build(partial(rum.models.mlp, shape=(1, 20, 20), classes=10, hidden=(488,)), 0)
     random = torch.Generator().manual_seed(0)
     examples = rum.Examples(torch.rand(12, 1, 20, 20, generator=random), torch.arange(12) % 10)
     return model, examples[:6], examples[6:]
@@ -196,8 +196,8 @@ def test_random_selections_overlap_as_chance_has_it(wide):
     one, again, other = (rum.RandomK(k=k).select(*wide, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(one, again)
     spread = math.sqrt(k * (1 - k) / len(one)) * 2 / (2 - k) ** 2       # of the index, from that of the common share
-    assert rum.overlap(one, other) == pytest.approx(k / (2 - k), abs=4 * spread)
-    assert rum.overlap(one, one) == 1
+    assert rum.metrics.overlap(one, other) == pytest.approx(k / (2 - k), abs=4 * spread)
+    assert rum.metrics.overlap(one, one) == 1
 
 
 def test_random_selection_is_uniform(planted):
@@ -224,7 +224,7 @@ def test_selection_costs_one_pass_over_what_it_looks_at(planted):
     n, m = len(planted.forget), len(planted.retain)
     for algorithm, expected in ((rum.TopK(), n), (rum.TopK(score="fisher"), n), (rum.TopK(score="ratio"), n + m),
                                 (rum.RandomK(), 0)):
-        with rum.cost() as spent:
+        with rum.train.cost() as spent:
             algorithm.select(planted.model, planted.forget, planted.retain)
         assert (spent.examples, spent.steps, spent.passes) == (expected, 0, 0)
 
@@ -393,7 +393,7 @@ def test_it_stops_where_the_accuracy_is_back(planted):
     common = dict(epochs=20, batch_size=10, clip=5.0, validation=0.5)
     for name, sigma, lr in (("unharmed", 0.0, 0.1), ("harmed", 1.0, 0.1), ("lost", 1.0, 1e-6)):
         algorithm = rum.RandomK(k=0.5, sigma=sigma, lr=lr, **common)
-        with rum.cost() as spent:
+        with rum.train.cost() as spent:
             unlearned = algorithm(*sets)
         passes[name] = spent.passes
         assert spent.steps == spent.passes * 11 and spent.examples == spent.passes * len(planted.retain)
@@ -403,7 +403,7 @@ def test_it_stops_where_the_accuracy_is_back(planted):
 
 
 def test_with_no_tolerance_all_epochs_are_run(planted):
-    with rum.cost() as spent:
+    with rum.train.cost() as spent:
         rum.TopK(sigma=0.0, epochs=3, **options)(planted.model, planted.forget, planted.retain)
     assert spent.passes == 3
 
@@ -439,7 +439,7 @@ def test_similarity_to_the_source_opposes_forgetting(planted):
 
 def test_the_loss_of_the_repair_by_hand(planted):
     """CE_r + sim_weight (KL(original, model) + KL(model, original)), of the predictions for the forget set."""
-    model, original = rum.build(make_model, 1), planted.model
+    model, original = rum.models.build(make_model, 1), planted.model
     forget, retain = (Batch(part.x, part.y, part.index) for part in (planted.forget, planted.retain))
     p, q = (m(forget.x).double().softmax(1) for m in (original, model))
     kl = (p * (p / q).log() + q * (q / p).log()).sum(1).mean()
@@ -466,14 +466,14 @@ def test_the_weights_that_steps_of_rum_touched_are_found_again(planted):
     second = step.select(stages[0], parts[1], planted.retain, seed=5)
     touched = (flat(stages[1]) != flat(planted.model)).nonzero()[:, 0]
     assert torch.equal(touched, torch.cat([first, second]).unique())
-    assert rum.overlap(first, second) == pytest.approx((120 - len(touched)) / len(touched))
+    assert rum.metrics.overlap(first, second) == pytest.approx((120 - len(touched)) / len(touched))
 
 
 def test_layers_reached(planted):
     size = len(flat(planted.model))
-    assert rum.layers_reached(planted.model, torch.tensor([], dtype=torch.int64)) == 0
-    assert rum.layers_reached(planted.model, torch.tensor([0])) == 0.5
-    assert rum.layers_reached(planted.model, torch.tensor([0, size - 1])) == 1
+    assert rum.algorithms.layers_reached(planted.model, torch.tensor([], dtype=torch.int64)) == 0
+    assert rum.algorithms.layers_reached(planted.model, torch.tensor([0])) == 0.5
+    assert rum.algorithms.layers_reached(planted.model, torch.tensor([0, size - 1])) == 1
 
 
 def test_the_flat_vector_is_the_weights_in_their_order(planted):
@@ -491,27 +491,27 @@ share = st.floats(0, 1)
 
 
 def test_forgetting_and_retention_have_their_hand_values():
-    assert rum.forgetting_rate(1.0, 0.8) == pytest.approx(0.2)
-    assert rum.forgetting_rate_calibrated(1.0, 0.8, 0.9) == pytest.approx(2.0)
-    assert rum.forgetting_rate_mia(20 / 100, 50 / 100) == pytest.approx(0.375)            # BT = 80, BF = 20, AF = 50
-    assert rum.retention(0.97, 0.95) == pytest.approx(0.979381, abs=1e-6)
+    assert rum.metrics.forgetting_rate(1.0, 0.8) == pytest.approx(0.2)
+    assert rum.metrics.forgetting_rate_calibrated(1.0, 0.8, 0.9) == pytest.approx(2.0)
+    assert rum.metrics.forgetting_rate_mia(20 / 100, 50 / 100) == pytest.approx(0.375)            # BT = 80, BF = 20, AF = 50
+    assert rum.metrics.retention(0.97, 0.95) == pytest.approx(0.979381, abs=1e-6)
 
 
 @given(st.floats(1e-3, 1), share, share)
 def test_forgetting_and_retention_keep_their_promises(a, u, r):
-    assert 0 <= rum.forgetting_rate(a, u) <= 1 and rum.forgetting_rate(a, a) == 0 and rum.forgetting_rate(a, 0) == 1
-    assert rum.forgetting_rate(a, u) == pytest.approx(max(1 - rum.retention(a, u), 0), abs=1e-9)
+    assert 0 <= rum.metrics.forgetting_rate(a, u) <= 1 and rum.metrics.forgetting_rate(a, a) == 0 and rum.metrics.forgetting_rate(a, 0) == 1
+    assert rum.metrics.forgetting_rate(a, u) == pytest.approx(max(1 - rum.metrics.retention(a, u), 0), abs=1e-9)
     if abs(a - r) > 1e-6:
-        assert rum.forgetting_rate_calibrated(a, r, r) == pytest.approx(1)
-        assert rum.forgetting_rate_calibrated(a, a, r) == 0
-    assert rum.forgetting_rate_mia(u, u) == 0 or u == 1
-    assert u == 1 or rum.forgetting_rate_mia(u, 1.0) == pytest.approx(1)
+        assert rum.metrics.forgetting_rate_calibrated(a, r, r) == pytest.approx(1)
+        assert rum.metrics.forgetting_rate_calibrated(a, a, r) == 0
+    assert rum.metrics.forgetting_rate_mia(u, u) == 0 or u == 1
+    assert u == 1 or rum.metrics.forgetting_rate_mia(u, 1.0) == pytest.approx(1)
 
 
 def test_what_cannot_be_divided_is_refused_or_not_a_number():
-    assert math.isnan(rum.forgetting_rate_calibrated(0.9, 0.5, 0.9))
-    assert math.isnan(rum.forgetting_rate_mia(1.0, 0.5))
-    for rate in (rum.forgetting_rate, rum.retention):
+    assert math.isnan(rum.metrics.forgetting_rate_calibrated(0.9, 0.5, 0.9))
+    assert math.isnan(rum.metrics.forgetting_rate_mia(1.0, 0.5))
+    for rate in (rum.metrics.forgetting_rate, rum.metrics.retention):
         with pytest.raises(ValueError, match="there is nothing"):
             rate(0.0, 0.0)
         with pytest.raises(ValueError, match=r"95.*by 100"):
@@ -522,15 +522,15 @@ def test_similarity_of_the_same_and_of_disjoint_predictions(planted):
     sure = rum.Examples(1000 * torch.eye(3), [0, 1, 2])      # one-hot probabilities
     other = echo(3)
     other.weight.data = torch.eye(3)[[1, 2, 0]]
-    assert rum.similarity(echo(3), echo(3), sure) == 1
-    assert rum.similarity(echo(3), other, sure) == pytest.approx(0, abs=1e-12)
-    assert rum.similarity(planted.oracle, planted.oracle, planted.test) == pytest.approx(1)
-    found = rum.similarity(planted.model, planted.oracle, planted.test)
-    assert found == pytest.approx(rum.similarity(planted.oracle, planted.model, planted.test)) and 0 < found < 1
+    assert rum.metrics.similarity(echo(3), echo(3), sure) == 1
+    assert rum.metrics.similarity(echo(3), other, sure) == pytest.approx(0, abs=1e-12)
+    assert rum.metrics.similarity(planted.oracle, planted.oracle, planted.test) == pytest.approx(1)
+    found = rum.metrics.similarity(planted.model, planted.oracle, planted.test)
+    assert found == pytest.approx(rum.metrics.similarity(planted.oracle, planted.model, planted.test)) and 0 < found < 1
     broken = echo(3)
     broken.weight.data.fill_(math.nan)
     with pytest.raises(FloatingPointError, match="NaN"):
-        rum.similarity(broken, echo(3), sure)
+        rum.metrics.similarity(broken, echo(3), sure)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -542,36 +542,36 @@ def test_similarity_by_scipy(seed):
     other.weight.data = torch.randn(4, 4, generator=random)
     p, q = (rum.predict(model, data).double().softmax(1).numpy() for model in (echo(4), other))
     expected = 1 - np.mean(jensenshannon(p, q, base=2, axis=1) ** 2)
-    assert rum.similarity(echo(4), other, data) == pytest.approx(expected, abs=1e-9)
+    assert rum.metrics.similarity(echo(4), other, data) == pytest.approx(expected, abs=1e-9)
 
 
 def test_acceleration_by_hand():
     # 20 epochs of 900 against a scoring pass over 100 and 3 epochs of 900
-    assert rum.analytic_acceleration(100, 900, retraining=20, repair=3) == pytest.approx(18000 / 2800)
-    assert rum.analytic_acceleration(100, 900, retraining=20, repair=3, scored=False) == pytest.approx(20 / 3)
+    assert rum.metrics.analytic_acceleration(100, 900, retraining=20, repair=3) == pytest.approx(18000 / 2800)
+    assert rum.metrics.analytic_acceleration(100, 900, retraining=20, repair=3, scored=False) == pytest.approx(20 / 3)
     # no weight gradients in half of the layers: (1 + 1 + 1/2) / 3 of an epoch
-    assert rum.analytic_acceleration(100, 900, retraining=20, repair=3, scored=False, reached=0.5) == pytest.approx(8)
-    assert rum.analytic_acceleration(100, 900, retraining=20, repair=0, scored=False) == math.inf
+    assert rum.metrics.analytic_acceleration(100, 900, retraining=20, repair=3, scored=False, reached=0.5) == pytest.approx(8)
+    assert rum.metrics.analytic_acceleration(100, 900, retraining=20, repair=0, scored=False) == math.inf
     with pytest.raises(ValueError, match="reached in"):
-        rum.analytic_acceleration(100, 900, retraining=20, repair=3, reached=50)
+        rum.metrics.analytic_acceleration(100, 900, retraining=20, repair=3, reached=50)
 
 
 @pytest.mark.parametrize("kind, scored", [(rum.TopK, True), (rum.RandomK, False)])
 def test_analytic_acceleration_is_that_of_examples(kind, scored, planted):
     algorithm = kind(epochs=3, **options)
     sizes = len(planted.forget), len(planted.retain)
-    with rum.cost() as spent:
+    with rum.train.cost() as spent:
         algorithm(planted.model, planted.forget, planted.retain)
-    with rum.cost() as reference:
+    with rum.train.cost() as reference:
         rum.fit(planted.model, planted.retain, replace(recipe, epochs=20))
-    expected = rum.analytic_acceleration(*sizes, retraining=20, repair=3, scored=scored)
-    assert rum.acceleration(spent, reference, of="examples") == pytest.approx(expected)
-    assert rum.acceleration(spent, reference, of="passes") == pytest.approx(20 / 3)
+    expected = rum.metrics.analytic_acceleration(*sizes, retraining=20, repair=3, scored=scored)
+    assert rum.metrics.acceleration(spent, reference, of="examples") == pytest.approx(expected)
+    assert rum.metrics.acceleration(spent, reference, of="passes") == pytest.approx(20 / 3)
 
 
 def test_overlap_by_hand():
     a, b = torch.tensor([1, 2, 3, 4]), torch.tensor([3, 4, 5])
-    assert rum.overlap(a, b) == rum.overlap(b, a) == 0.4
-    assert rum.overlap(a, torch.tensor([9])) == 0
+    assert rum.metrics.overlap(a, b) == rum.metrics.overlap(b, a) == 0.4
+    assert rum.metrics.overlap(a, torch.tensor([9])) == 0
     with pytest.raises(ValueError, match="empty"):
-        rum.overlap(a[:0], b[:0])
+        rum.metrics.overlap(a[:0], b[:0])

@@ -334,9 +334,9 @@ def test_attention_is_projected_like_its_linear_layers(name):
     for letter in "qkvo":
         torch.testing.assert_close(getattr(written, letter).weight, getattr(expected.attention, letter).weight)
     torch.testing.assert_close(new.top.weight, expected.top.weight)
-    shares = rum.separability(model, forget, retain)
+    shares = rum.algorithms.separability(model, forget, retain)
     assert list(shares) == [*(f"attention.{part}" for part in "qkv"), "attention.out_proj", "top"]
-    assert list(shares.values()) == pytest.approx(list(rum.separability(reference, forget, retain).values()))
+    assert list(shares.values()) == pytest.approx(list(rum.algorithms.separability(reference, forget, retain).values()))
 
 
 class WrittenLayer(nn.Module):
@@ -385,14 +385,14 @@ def test_an_encoder_with_masked_tokens_is_looked_into():
 
 
 def test_a_vision_transformer_of_torchvision():
-    model = rum.build(partial(rum.vit_tiny, classes=2, size=8, depth=2, width=16, heads=2), 0)
+    model = rum.models.build(partial(rum.models.vit_tiny, classes=2, size=8, depth=2, width=16, heads=2), 0)
     nn.init.normal_(model[1].heads.head.weight)              # torchvision starts it at 0
     forget, retain = rum.Examples(torch.rand(12, 3, 8, 8), torch.arange(12) % 2).split_classes(0)
     new = EVERYTHING(model, forget, retain)
     assert moved(model, new) == {"1.conv_proj.weight", "1.heads.head.weight", *(
         f"1.encoder.layers.encoder_layer_{k}.{part}" for k in range(2) for part in (
             "self_attention.in_proj_weight", "self_attention.out_proj.weight", "mlp.0.weight", "mlp.3.weight"))}
-    shares = rum.separability(model, forget, retain)
+    shares = rum.algorithms.separability(model, forget, retain)
     assert len(shares) == 2 + 2 * 6 and all(0 <= share <= 1 for share in shares.values())
 
 
@@ -408,7 +408,7 @@ def moved(model, new):
 def problem():
     """(model, forget, retain): a residual network on 400 digits, one class of which is to be forgotten."""
     train, _ = rum.load("digits", n=400, noise=0, flips=0)
-    make_model = partial(rum.small_resnet, shape=(1, 8, 8), widths=(8, 16))
+    make_model = partial(rum.models.small_resnet, shape=(1, 8, 8), widths=(8, 16))
     return rum.fit(make_model, train, rum.Recipe(epochs=8, batch_size=32), seed=0), *train.split_classes(3)
 
 
@@ -419,7 +419,7 @@ def test_only_weights_of_linear_and_convolution_layers_change(problem):
                                  if isinstance(module, nn.Linear | nn.Conv2d)}
 
 
-@pytest.mark.parametrize("make, count", [(rum.vgg16_bn, 16), (rum.resnet18, 21), (rum.vit_tiny, 26)])
+@pytest.mark.parametrize("make, count", [(rum.models.vgg16_bn, 16), (rum.models.resnet18, 21), (rum.models.vit_tiny, 26)])
 def test_the_layers_of_known_networks(make, count):
     """13 convolutions and 3 linear layers; 20 and 1; patches, four blocks of q, k, v, out, and two layers, the head."""
     assert len(sites(make())) == count
@@ -548,10 +548,10 @@ def test_the_published_samples_of_retained_classes_are_the_first(problem):
 
 def test_what_is_looked_at_is_the_cost(problem):
     model, forget, retain = problem
-    with rum.cost() as spent:
+    with rum.train.cost() as spent:
         rum.ClassProjection(samples=18)(model, forget, retain)
     assert (spent.examples, spent.steps) == (18 + 18, 0)
-    with rum.cost() as spent:
+    with rum.train.cost() as spent:
         table = rum.ClassProjection((10.0,), (1.0, 3.0), samples=18, scored=15).grid(model, forget, retain)
     assert spent.examples == 36 + len(table) * (15 + min(15, len(forget)))
 
@@ -661,7 +661,7 @@ REFUSED = {
     "compat": (lambda: rum.ClassProjection(compat="old"), ValueError, "official", "'old'"),
     "nothing to search": (lambda: rum.ClassProjection().grid(nn.Linear(4, 4), *points.split_classes(0)), ValueError,
                           "tuple", "alpha_retain=100.0"),
-    "separability of a search": (lambda: rum.separability(nn.Linear(4, 4), *points.split_classes(0), by=SEARCH),
+    "separability of a search": (lambda: rum.algorithms.separability(nn.Linear(4, 4), *points.split_classes(0), by=SEARCH),
                                  ValueError, "one alpha_retain"),
     "a class on both sides": (lambda: rum.ClassProjection()(nn.Linear(4, 4), *halves), ValueError, "class 0",
                               "split_classes(0)", "granularity='examples'"),

@@ -21,7 +21,7 @@ def run(block, **names):
 
 def test_your_own_model_in_five_lines():
     train, test = rum.load("digits", n=200, n_test=100)
-    make_model = partial(rum.mlp, hidden=(16,))
+    make_model = partial(rum.models.mlp, hidden=(16,))
     model = rum.fit(make_model, train, rum.Recipe(epochs=3), seed=0)
     mask = torch.arange(200) < 20
     lines = [line for line in BLOCKS[0].splitlines() if not line.startswith("import")]

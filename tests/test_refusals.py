@@ -71,7 +71,7 @@ def data_from(t, name, **variables):
 def card(t, **changes):
     usual = dict(algorithm=rum.Finetune(), forget=t.forget, retain=t.retain, network=make_model, seed=0,
                  spent=rum.train.Cost(), metrics={"tow": 1.0})
-    return rum.Card.of(**{**usual, **changes})
+    return rum.lab.Card.of(**{**usual, **changes})
 
 
 def loaded(t, network=make_model, **changes):
@@ -79,17 +79,17 @@ def loaded(t, network=make_model, **changes):
     folder = card(t).save(t.model, t.folder / "card")
     path = folder / "card.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    return rum.Card.load(folder, network)
+    return rum.lab.Card.load(folder, network)
 
 
 half = rum.Score("half", torch.rand(10), torch.arange(10))
 REFUSED = {
     # names
-    "profile": (lambda t: rum.profile("labtop"), ValueError, "'labtop'", "laptop"),
-    "profile of a study": (lambda t: rum.Study("labtop"), ValueError, "'labtop'", "laptop"),
+    "profile": (lambda t: rum.lab.profile("labtop"), ValueError, "'labtop'", "laptop"),
+    "profile of a study": (lambda t: rum.lab.Study("labtop"), ValueError, "'labtop'", "laptop"),
     "data set": (lambda t: rum.load("mnist"), ValueError, "'mnist'", "fashion_mnist", "folder"),
     "level": (lambda t: half.pick(3, "middle"), ValueError, "'middle'", "medium"),
-    "proxy": (lambda t: rum.proxy("magic", rum.Trace(t.train)), ValueError, "'magic'", "confidence"),
+    "proxy": (lambda t: rum.proxy("magic", rum.proxies.Trace(t.train)), ValueError, "'magic'", "confidence"),
     "schedule": (lambda t: rum.Recipe(schedule="exponential"), ValueError, "'exponential'", "cosine"),
     "feature": (lambda t: rum.svc_mia(t.model, t.retain, t.test, t.forget, "loss"), ValueError, "'loss'", "confidence"),
     "waiting": (lambda t: rum.RUM(rum.Shuffled(1), (rum.Keep(),), waiting="gone"), ValueError, "'gone'", "leave_out"),
@@ -142,14 +142,14 @@ REFUSED = {
     "score without values": (lambda t: rum.Score("mine", []), ValueError, "one value"),
     "score of another length": (lambda t: rum.Score("mine", [1.0, 2.0], [1, 2, 3]), ValueError, "(2,)", "(3,)"),
     "score that does not cover": (lambda t: rum_of(t, half), ValueError, "'half'", "of 12", "index 18"),
-    "trace that saw nothing": (lambda t: rum.proxy("confidence", rum.Trace(t.train)), ValueError, "123", "trace="),
+    "trace that saw nothing": (lambda t: rum.proxy("confidence", rum.proxies.Trace(t.train)), ValueError, "123", "trace="),
     "fraction of one": (lambda t: rum.memorization(make_model, t.train, rum.Recipe(), fraction=1), ValueError, "1",
                         "fraction"),
     "matrices that differ": (lambda t: rum.memorization_from(torch.ones(3, 4), torch.ones(4, 3)), ValueError,
                              "(3, 4)", "(4, 3)"),
     "always in": (lambda t: rum.memorization_from([[1, 1], [1, 1]], [[True, True], [False, True]]), ValueError,
                   "position 1", "more models"),
-    "too many bands": (lambda t: rum.bands(torch.randn(5, 2), 6), ValueError, "5", "6"),
+    "too many bands": (lambda t: rum.scores.bands(torch.randn(5, 2), 6), ValueError, "5", "6"),
     "entanglement with nothing": (lambda t: rum.entanglement(torch.ones(3, 2), torch.ones(0, 2)), ValueError, "0"),
 
     # weights
@@ -158,8 +158,8 @@ REFUSED = {
     "frozen weights": (lambda t: unlearn(t, model=copy.deepcopy(t.model).requires_grad_(False)), ValueError, "frozen"),
     "a mask that leaves nothing": (lambda t: unlearn(t, algorithm=rum.SalUn(rum.RandomLabel(), keep=1e-4)), ValueError,
                                    "no weight may learn"),
-    "forgetting in percent": (lambda t: rum.forgetting_rate(100, 74), ValueError, "100", "by 100"),
-    "images too small to shift": (lambda t: rum.SPDGAN()(t.model, t.model, t.forget), ValueError, "8x8", "1, 4, 4"),
+    "forgetting in percent": (lambda t: rum.metrics.forgetting_rate(100, 74), ValueError, "100", "by 100"),
+    "images too small to shift": (lambda t: rum.spdgan.SPDGAN()(t.model, t.model, t.forget), ValueError, "8x8", "1, 4, 4"),
 
     "a share above one": (lambda t: rum.TopK(k=1.5), ValueError, "(0, 1]", "1.5"),
     "a negative number": (lambda t: rum.RandomK(k=-1), ValueError, "-1"),
@@ -169,7 +169,7 @@ REFUSED = {
     "nothing left to train on": (lambda t: rum.TopK(validation=1.5), ValueError, "validation", "1.5"),
     "mix above one": (lambda t: rum.RandomTopK(mix=2.0), ValueError, "mix", "2.0"),
     "keep nothing": (lambda t: rum.SalUn(rum.RandomLabel(), keep=0), ValueError, "keep", "0"),
-    "a mask over what is no descent": (lambda t: rum.SalUn(rum.SSD()), TypeError, "SalUn(RandomLabel())", "SSD"),
+    "a mask over what is no descent": (lambda t: rum.SalUn(rum.algorithms.SSD()), TypeError, "SalUn(RandomLabel())", "SSD"),
 
     # projection
     "negative alpha": (lambda t: rum.ClassProjection(alpha_retain=-1.0), ValueError, "alpha_retain", "-1.0"),
@@ -183,10 +183,10 @@ REFUSED = {
     "class to forget that is not there": (lambda t: t.train.split_classes(7), ValueError, "class 7", "[0, 1, 2]"),
 
     # the generator
-    "pixels in levels": (lambda t: rum.SPDGAN(eps=8), ValueError, "eps", "by 255"),
-    "no epochs of a generator": (lambda t: rum.SPDGAN(epochs=0), ValueError, "epochs", "at least 1"),
-    "no rate of a generator": (lambda t: rum.SPDGAN(lr=-1.0), ValueError, "lr", "positive"),
-    "degree of something else": (lambda t: rum.unlearning_degree(t.model, t.model, t.forget, t.test, of="auc"),
+    "pixels in levels": (lambda t: rum.spdgan.SPDGAN(eps=8), ValueError, "eps", "by 255"),
+    "no epochs of a generator": (lambda t: rum.spdgan.SPDGAN(epochs=0), ValueError, "epochs", "at least 1"),
+    "no rate of a generator": (lambda t: rum.spdgan.SPDGAN(lr=-1.0), ValueError, "lr", "positive"),
+    "degree of something else": (lambda t: rum.spdgan.unlearning_degree(t.model, t.model, t.forget, t.test, of="auc"),
                                  ValueError, "'auc'", "accuracy"),
 
     # refinement
@@ -229,37 +229,37 @@ REFUSED = {
     "no file": (lambda t: rum.Score.read(t.folder / "none.csv", "mem", t.train), FileNotFoundError, "none.csv"),
 
     # lists of ids, cards
-    "no list": (lambda t: rum.forget_ids(t.folder / "ids.csv", t.train), FileNotFoundError, "ids.csv"),
-    "list without a name": (lambda t: rum.forget_ids(written(t, "ids.csv", "7\n8\n"), t.train), ValueError, "'7'",
+    "no list": (lambda t: rum.datasets.forget_ids(t.folder / "ids.csv", t.train), FileNotFoundError, "ids.csv"),
+    "list without a name": (lambda t: rum.datasets.forget_ids(written(t, "ids.csv", "7\n8\n"), t.train), ValueError, "'7'",
                             "column="),
-    "ids that nobody has": (lambda t: rum.forget_ids(written(t, "ids.csv", "id\n7\n200\n"), t.train), ValueError,
+    "ids that nobody has": (lambda t: rum.datasets.forget_ids(written(t, "ids.csv", "id\n7\n200\n"), t.train), ValueError,
                             "1 ids", "[200]"),
-    "ids as words": (lambda t: rum.forget_ids(written(t, "ids.csv", "id\nAnn\n"), t.train), ValueError, "'Ann'",
+    "ids as words": (lambda t: rum.datasets.forget_ids(written(t, "ids.csv", "id\nAnn\n"), t.train), ValueError, "'Ann'",
                      "whole numbers"),
     "card without metrics": (lambda t: card(t, metrics={}), ValueError, "metrics="),
     "card of a lambda": (lambda t: card(t, algorithm=lambda *sets, seed: None), ValueError, "lambda", "dataclass"),
     "card that was changed": (lambda t: loaded(t, seed=7), ValueError, "card.json", "changed"),
-    "card of another network": (lambda t: loaded(t, network=rum.mlp), ValueError, "hidden=(64,)",
+    "card of another network": (lambda t: loaded(t, network=rum.models.mlp), ValueError, "hidden=(64,)",
                                 "mlp() makes another"),
-    "no card": (lambda t: rum.Card.load(t.folder, make_model), FileNotFoundError, "card.json"),
-    "dataset over the limit": (lambda t: rum.from_dataset(t.examples, limit=1e3), ValueError, "123 images", "limit="),
-    "dataset without a length": (lambda t: rum.from_dataset(iter(t.examples)), TypeError, "no length"),
+    "no card": (lambda t: rum.lab.Card.load(t.folder, make_model), FileNotFoundError, "card.json"),
+    "dataset over the limit": (lambda t: rum.datasets.from_dataset(t.examples, limit=1e3), ValueError, "123 images", "limit="),
+    "dataset without a length": (lambda t: rum.datasets.from_dataset(iter(t.examples)), TypeError, "no length"),
 
     # profiles and studies
-    "profile without a name": (lambda t: replace(rum.profile("smoke"), name=""), ValueError, "''", "not empty"),
-    "profile that is a path": (lambda t: replace(rum.profile("smoke"), name="../mine"), ValueError, "'../mine'",
+    "profile without a name": (lambda t: replace(rum.lab.profile("smoke"), name=""), ValueError, "''", "not empty"),
+    "profile that is a path": (lambda t: replace(rum.lab.profile("smoke"), name="../mine"), ValueError, "'../mine'",
                                "no /"),
-    "profile without seeds": (lambda t: replace(rum.profile("smoke"), seeds=()), ValueError, "seeds", "()"),
-    "profile with a seed twice": (lambda t: replace(rum.profile("smoke"), seeds=(1, 1)), ValueError, "(1, 1)"),
-    "profile without workers": (lambda t: replace(rum.profile("smoke"), workers=0), ValueError, "workers", "-1"),
-    "profile without sets": (lambda t: replace(rum.profile("smoke"), set_size=0), ValueError, "set_size", "at least 1"),
-    "profile without such a budget": (lambda t: rum.profile("smoke").grid("SCRUB", 9), ValueError, "9 epochs", "for 2"),
-    "fields that an algorithm has not": (lambda t: rum.vary(rum.Finetune(), alpha=1), ValueError, "Finetune", "alpha"),
-    "values of a function": (lambda t: rum.vary(print, lr=1), TypeError, "no fields", "dataclass"),
-    "nothing tuned": (lambda t: rum.tuned("mine"), FileNotFoundError, "'mine'", "laptop"),
+    "profile without seeds": (lambda t: replace(rum.lab.profile("smoke"), seeds=()), ValueError, "seeds", "()"),
+    "profile with a seed twice": (lambda t: replace(rum.lab.profile("smoke"), seeds=(1, 1)), ValueError, "(1, 1)"),
+    "profile without workers": (lambda t: replace(rum.lab.profile("smoke"), workers=0), ValueError, "workers", "-1"),
+    "profile without sets": (lambda t: replace(rum.lab.profile("smoke"), set_size=0), ValueError, "set_size", "at least 1"),
+    "profile without such a budget": (lambda t: rum.lab.profile("smoke").grid("SCRUB", 9), ValueError, "9 epochs", "for 2"),
+    "fields that an algorithm has not": (lambda t: rum.lab.vary(rum.Finetune(), alpha=1), ValueError, "Finetune", "alpha"),
+    "values of a function": (lambda t: rum.lab.vary(print, lr=1), TypeError, "no fields", "dataclass"),
+    "nothing tuned": (lambda t: rum.lab.tuned("mine"), FileNotFoundError, "'mine'", "laptop"),
 
     # environment
-    "engine": (lambda t: (environment(t, RUM_ENGINE="dusk"), rum.Study("smoke")), ValueError, "RUM_ENGINE='dusk'",
+    "engine": (lambda t: (environment(t, RUM_ENGINE="dusk"), rum.lab.Study("smoke")), ValueError, "RUM_ENGINE='dusk'",
                "loky, serial, dask"),
     "engine of a run": (lambda t: (environment(t, RUM_ENGINE=""), list(engine.run(print, []))), ValueError,
                         "RUM_ENGINE=''", "loky"),
@@ -286,10 +286,10 @@ REFUSED = {
     "class twice": (lambda t: rum.load("digits", classes=(3, 3)), ValueError, "(3, 3)", "different"),
     "too many images": (lambda t: rum.load("digits", n=5000), ValueError, "n=5000", "1297"),
     "no images": (lambda t: rum.load("digits", n=0), ValueError, "n=0"),
-    "no seeds": (lambda t: rum.Study("smoke", seeds=0), ValueError, "0", "at least 1"),
-    "seeds that were tuned on": (lambda t: rum.Study(replace(rum.profile("smoke"), tuning_seeds=(1,))), ValueError,
+    "no seeds": (lambda t: rum.lab.Study("smoke", seeds=0), ValueError, "0", "at least 1"),
+    "seeds that were tuned on": (lambda t: rum.lab.Study(replace(rum.lab.profile("smoke"), tuning_seeds=(1,))), ValueError,
                                  "(1,)", "overlap"),
-    "factory with unnamed arguments": (lambda t: repr(rum.Retrain(partial(rum.mlp, (1, 4, 4)), rum.Recipe())),
+    "factory with unnamed arguments": (lambda t: repr(rum.Retrain(partial(rum.models.mlp, (1, 4, 4)), rum.Recipe())),
                                        ValueError, "(1, 4, 4)", "by name"),
 }
 
@@ -299,7 +299,7 @@ REFUSED = {
 def test_refused_before_training(call, error, words, planted, tmp_path, monkeypatch):
     examples = TensorDataset(planted.train.x, planted.train.y)
     given = SimpleNamespace(**vars(planted), examples=examples, folder=tmp_path, environ=monkeypatch.setenv)
-    with rum.cost() as spent, pytest.raises(error) as problem:
+    with rum.train.cost() as spent, pytest.raises(error) as problem:
         call(given)
     for word in words:
         assert word in str(problem.value)

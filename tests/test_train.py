@@ -87,7 +87,7 @@ def test_any_finite_float_is_accepted(planted):
 
 def test_augmented_training_obeys_its_seed_and_differs(planted):
     wide = rum.Examples(F.pad(planted.train.x, (2, 2, 2, 2)), planted.train.y)
-    make = partial(rum.mlp, shape=(1, 8, 8), classes=3, hidden=(16,))
+    make = partial(rum.models.mlp, shape=(1, 8, 8), classes=3, hidden=(16,))
     once, again = (rum.fit(make, wide, replace(short, augment=True), seed=1) for _ in range(2))
     assert same(once, again) and not same(once, rum.fit(make, wide, short, seed=1))
 
@@ -203,7 +203,7 @@ def test_a_factory_that_returns_one_model_leaves_it_alone(planted):
         with pytest.raises(ValueError, match="same weights each time"):
             rum.fit(make, planted.train, short)
         with pytest.raises(ValueError, match="same weights each time"):
-            rum.fit_many(make, planted.train, subsets, short, seeds=[1, 2])
+            rum.ensemble.fit_many(make, planted.train, subsets, short, seeds=[1, 2])
     assert same(planted.model, before) and not planted.model.training
 
 
@@ -295,7 +295,7 @@ def test_many_models_are_those_trained_one_by_one(size, clip, planted):
     random = torch.Generator().manual_seed(0)
     subsets = [torch.randperm(len(planted.train), generator=random)[:size] for _ in range(3)]
     options = replace(short, clip=clip, warmup=0.2)
-    together = rum.fit_many(make_model, planted.train, subsets, options, seeds=[7, 8, 9])
+    together = rum.ensemble.fit_many(make_model, planted.train, subsets, options, seeds=[7, 8, 9])
     for model, subset, seed in zip(together, subsets, (7, 8, 9), strict=True):
         alone = rum.fit(make_model, planted.train[subset], options, seed=seed)
         for a, b in zip(model.parameters(), alone.parameters(), strict=True):
@@ -307,14 +307,14 @@ def test_models_that_cannot_be_stacked_are_trained_one_by_one(make, planted):
     assert not fits_stacking(make()) and fits_stacking(make_model())
     data = tiny(planted.train, 60) if make is make_normed else planted.train
     subsets = [torch.arange(30), torch.arange(20, 50)]
-    together = rum.fit_many(make, data, subsets, short, seeds=[1, 2])
+    together = rum.ensemble.fit_many(make, data, subsets, short, seeds=[1, 2])
     for model, subset, seed in zip(together, subsets, (1, 2), strict=True):
         assert same(model, rum.fit(make, data[subset], short, seed=seed))
 
 
 def test_subsets_of_different_sizes_are_trained_as_well(planted):
     subsets = [torch.arange(30), torch.arange(50)]
-    together = rum.fit_many(make_model, planted.train, subsets, short, seeds=[1, 2])
+    together = rum.ensemble.fit_many(make_model, planted.train, subsets, short, seeds=[1, 2])
     assert same(together[1], rum.fit(make_model, planted.train[subsets[1]], short, seed=2))
 
 
@@ -356,9 +356,9 @@ def test_predictions_do_not_depend_on_the_chunk(planted):
 
 
 def test_cost_counts_examples_and_steps_exactly(planted):
-    with rum.cost() as spent:
+    with rum.train.cost() as spent:
         rum.fit(make_model, planted.train, short)            # 123 in batches of 16: 8 a epoch
-        with rum.cost() as inner:
+        with rum.train.cost() as inner:
             rum.NegGradPlus(epochs=2, batch_size=50)(planted.model, planted.forget, planted.retain)
         rum.predict(planted.model, planted.test)             # asking is not training
     assert (inner.examples, inner.steps, inner.passes) == (2 * (111 + 3 * 12), 2 * 3, 2)
@@ -370,8 +370,8 @@ def test_cost_counts_examples_and_steps_exactly(planted):
 
 
 def test_cost_counts_every_stacked_model(planted):
-    with rum.cost() as spent:
-        rum.fit_many(make_model, planted.train, [torch.arange(40)] * 3, short, seeds=[1, 2, 3])
+    with rum.train.cost() as spent:
+        rum.ensemble.fit_many(make_model, planted.train, [torch.arange(40)] * 3, short, seeds=[1, 2, 3])
     assert (spent.examples, spent.passes) == (3 * 3 * 40, 3 * 3)
 
 
@@ -388,9 +388,9 @@ def test_a_seed_is_its_number_whatever_holds_it(three, planted):
     assert derive_seed(three, "order", three) == derive_seed(3, "order", 3)
     assert same(build(make_model, three), build(make_model, 3))
     assert same(*(rum.fit(make_model, planted.train, short, seed=seed) for seed in (three, 3)))
-    assert torch.equal(rum.gaussians(5, 5, seed=three)[0].x, rum.gaussians(5, 5, seed=3)[0].x)
+    assert torch.equal(rum.datasets.gaussians(5, 5, seed=three)[0].x, rum.datasets.gaussians(5, 5, seed=3)[0].x)
     assert rum.load("digits", n=5, seed=three)[0].digest == rum.load("digits", n=5, seed=3)[0].digest
-    assert same(*(rum.fit_many(make_model, planted.train, [torch.arange(20)], short, seeds=[seed])[0]
+    assert same(*(rum.ensemble.fit_many(make_model, planted.train, [torch.arange(20)], short, seeds=[seed])[0]
                   for seed in (three, 3)))
 
 
@@ -415,7 +415,7 @@ def test_building_leaves_the_random_state_and_obeys_its_seed():
 
 def test_a_factory_is_named_by_its_function_and_arguments():
     assert describe(make_model) == "mlp(classes=3, hidden=(64,), shape=(1, 4, 4))"
-    assert describe(partial(rum.mlp, hidden=(2,), classes=4)) == describe(partial(rum.mlp, classes=4, hidden=(2,)))
+    assert describe(partial(rum.models.mlp, hidden=(2,), classes=4)) == describe(partial(rum.models.mlp, classes=4, hidden=(2,)))
     assert describe(resnet18) == "resnet18()"
 
 
@@ -423,9 +423,9 @@ def test_a_factory_is_named_by_its_function_and_arguments():
 
 
 @pytest.mark.parametrize("make, shape", [
-    (partial(rum.mlp, shape=(3, 5, 5), classes=4, hidden=(7, 6)), (3, 5, 5)),
-    (partial(rum.small_resnet, shape=(1, 8, 8), classes=4, widths=(4, 8)), (1, 8, 8)),
-    (partial(rum.resnet18, classes=4), (3, 32, 32)),
+    (partial(rum.models.mlp, shape=(3, 5, 5), classes=4, hidden=(7, 6)), (3, 5, 5)),
+    (partial(rum.models.small_resnet, shape=(1, 8, 8), classes=4, widths=(4, 8)), (1, 8, 8)),
+    (partial(rum.models.resnet18, classes=4), (3, 32, 32)),
 ], ids=["mlp", "small_resnet", "resnet18"])
 def test_a_network_maps_images_to_logits_and_learns_in_every_part(make, shape):
     model = build(make, 0).train()
@@ -443,7 +443,7 @@ def test_with_its_own_stem_resnet18_is_torchvisions():
 
 
 def test_resnet50_has_the_stem_for_small_images():
-    model = build(partial(rum.resnet50, classes=100), 0).eval()
+    model = build(partial(rum.models.resnet50, classes=100), 0).eval()
     assert sum(p.numel() for p in model.parameters()) == 23_705_252
     seen = []
     model[1].layer4.register_forward_hook(lambda *args: seen.append(args[-1].shape))
@@ -451,11 +451,11 @@ def test_resnet50_has_the_stem_for_small_images():
 
 
 def test_vgg16_takes_images_of_its_size():
-    model = build(partial(rum.vgg16_bn, classes=200, size=64, units=256), 0).eval()
+    model = build(partial(rum.models.vgg16_bn, classes=200, size=64, units=256), 0).eval()
     assert [layer.in_features for layer in model if isinstance(layer, nn.Linear)] == [2048, 256, 256]
     assert model(torch.rand(1, 3, 64, 64)).shape == (1, 200)
     with pytest.raises(ValueError, match="multiple of 32; got 40"):
-        rum.vgg16_bn(size=40)
+        rum.models.vgg16_bn(size=40)
 
 
 def test_resnet18_has_the_stem_for_small_images():

@@ -66,8 +66,8 @@ def vary(algorithm, **changes):
 
 def _inside(algorithm: Callable) -> tuple:
     """The algorithms inside of one: of a wrapper, or the steps of a RUM."""
-    inner = getattr(algorithm, "inner", None)
-    return (inner,) if inner is not None else getattr(algorithm, "steps", ())
+    own = {f.name for f in fields(algorithm)} if is_dataclass(algorithm) else ()
+    return (algorithm.inner,) if "inner" in own else algorithm.steps if "steps" in own else ()
 
 
 def apply_setting(algorithm: Callable, setting: Setting) -> Callable:
