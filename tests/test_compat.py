@@ -237,7 +237,8 @@ def test_the_published_saliency_mask_by_numpy(seed):
     model, forget, _ = linear_problem(np.random.RandomState(seed), np.random.RandomState(seed + 50))
     w, b = (p.detach().double().numpy() for p in model.parameters())
     theta, speed, total = np.concatenate([w, b[:, None]], 1), 0, 0
-    for rows in (slice(0, 4), slice(4, 6)):
+    forget = sum(19 * [forget], start=forget)                # long enough for the rate to decide what is smallest
+    for rows in torch.arange(120).split(4):
         x, y = forget.x[rows].double().flatten(1).numpy(), forget.y[rows].numpy()
         x = np.concatenate([x, np.ones((len(x), 1))], 1)
         g = -(softmax(x @ theta.T) - np.eye(3)[y]).T @ x / len(x)

@@ -174,7 +174,7 @@ REFUSED = {
     # projection
     "negative alpha": (lambda t: rum.ClassProjection(alpha_retain=-1.0), ValueError, "alpha_retain", "-1.0"),
     "no alphas": (lambda t: rum.ClassProjection(alpha_forget=()), ValueError, "alpha_forget", "()"),
-    "no samples": (lambda t: rum.ClassProjection(30.0, 3.0, samples=0), ValueError, "samples", "None for all"),
+    "no samples": (lambda t: rum.ClassProjection(30.0, 3.0, samples=0), ValueError, "samples", "or None"),
     "granularity": (lambda t: rum.ClassProjection(granularity="pixels"), ValueError, "'pixels'", "classes"),
     "classes in both sets": (lambda t: unlearn(t, algorithm=rum.ClassProjection(30.0, 3.0)), ValueError, "class 1",
                              "split_classes(1)"),
