@@ -1,4 +1,4 @@
-"""Figures in one style: tidy frames and plain values in, Axes out.
+"""Figures in one style, from tidy data frames and plain values. Functions return Axes, or a Figure of several panels.
 
     style()                                                  # once per notebook
     levels(summary, "level", "algorithm")                    # means with intervals, one line per algorithm
@@ -8,7 +8,7 @@
     gallery({"low": [(image, caption), ...]})
     save(figure, "factors", folder, table=rows, provenance=...)   # .png, .csv with its numbers, .json with its origin
 
-Colours are Okabe and Ito's eight, which colour-blind readers can tell apart; lines and points carry direct labels.
+The colours are the eight of Okabe and Ito, which colour-blind readers can distinguish. Lines have a label at their end.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MARKERS = "osD^vP*X"
 
 
 def style() -> None:
-    """The style of all figures; readable when printed 8 cm wide."""
+    """Set the style of all figures, for print 8 cm wide."""
     plt.rcParams.update({
         "figure.dpi": 110, "savefig.dpi": 160, "savefig.bbox": "tight", "font.size": 10, "axes.titlesize": 10.5,
         "axes.labelsize": 10, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
@@ -62,7 +62,7 @@ def levels(summary: pd.DataFrame, x: str, line: str, *, ax: Axes | None = None, 
            title: str = "") -> Axes:
     """Means with 95 % intervals over ordered groups `x`, one labelled line per value of `line`.
 
-    `summary` is what `rumlib.summarise` returns: columns mean, low, high, n; index levels `x` and `line`.
+    summary  as from `rumlib.summarise`: columns mean, low, high, n; index levels named by `x` and `line`
     """
     ax = ax or plt.subplots(figsize=(5.2, 3.6))[1]
     frame = summary.reset_index()
@@ -82,7 +82,7 @@ def levels(summary: pd.DataFrame, x: str, line: str, *, ax: Axes | None = None, 
 
 def dots(summary: pd.DataFrame, row: str, hue: str, *, ax: Axes | None = None, xlabel: str = "ToW", title: str = "",
          legend: bool = True) -> Axes:
-    """Means with 95 % intervals as points: one row per value of `row`, colours and markers by `hue`."""
+    """Means with 95 % intervals as points: one row per value of `row`, a colour and a marker per value of `hue`."""
     frame = summary.reset_index()
     places, names = list(dict.fromkeys(frame[row])), list(dict.fromkeys(frame[hue]))
     ax = ax or plt.subplots(figsize=(5.6, 0.5 + 0.5 * len(places)))[1]
@@ -102,9 +102,10 @@ def dots(summary: pd.DataFrame, row: str, hue: str, *, ax: Axes | None = None, x
 
 
 def against_cost(table: pd.DataFrame, panel: str, variant: str, *, ylabel: str = "ToW", title: str = "") -> Figure:
-    """Means with 95 % intervals against column `examples`, one panel each; a line joins the first two variants.
+    """Means with 95 % intervals against the column `examples`, the cost: one panel per value of `panel`.
 
-    What lies above the line does better than the plain algorithm does at the same cost.
+    A line joins the first two values of `variant`, the plain algorithm at two costs. A point above the line is better
+    than the plain algorithm at the same cost.
     """
     frame = table.reset_index()
     panels, variants = list(dict.fromkeys(frame[panel])), list(dict.fromkeys(frame[variant]))
@@ -130,7 +131,7 @@ def against_cost(table: pd.DataFrame, panel: str, variant: str, *, ylabel: str =
 
 def histogram(values: Sequence[float], picked: Mapping[str, Sequence[float]], *, ax: Axes | None = None,
               xlabel: str = "memorization") -> Axes:
-    """Distribution of a score over all examples, with the values of picked sets as a rug of labelled bars above."""
+    """Distribution of a score over all examples. Labelled bars above it show the range of each picked set."""
     ax = ax or plt.subplots(figsize=(5.2, 3.2))[1]
     values, picked = np.asarray(values), {name: np.asarray(part) for name, part in picked.items()}
     edges = np.linspace(min(0, values.min()), max(1, values.max()), 41)
@@ -168,7 +169,7 @@ def gallery(groups: Mapping[str, Sequence[tuple]], *, title: str = "") -> Figure
 
 def scatter(x: Sequence[float], y: Sequence[float], *, ax: Axes | None = None, xlabel: str = "", ylabel: str = "",
             title: str = "") -> Axes:
-    """Points; many of them are small, and faint where they overlap."""
+    """Points; more than 100 of them are drawn small and transparent."""
     ax = ax or plt.subplots(figsize=(4, 3.4))[1]
     size, alpha = (7, 0.3) if len(x) > 100 else (22, 0.8)
     ax.scatter(x, y, s=size, color=SPARE[0], alpha=alpha, linewidths=0, rasterized=True)
@@ -177,7 +178,7 @@ def scatter(x: Sequence[float], y: Sequence[float], *, ax: Axes | None = None, x
 
 
 def label_ends(ax: Axes, ends: Mapping[str, tuple[float, str]], gap: float = 0.055) -> None:
-    """Names beside the right ends of lines, moved apart where they would overlap."""
+    """Write names beside the right ends of lines, at least `gap` of the height of the axes apart."""
     low, high = ax.get_ylim()
     gap = gap * (high - low)
     ordered = sorted(ends.items(), key=lambda item: item[1][0])

@@ -92,11 +92,6 @@ class Score:
         Raises FileNotFoundError without the file, ValueError if the file is damaged, larger than a file of scores can
         be or does not hold what is asked for, or if the proof fails.
         """
-        if labels is None and labels_hash is None:
-            if not Path(path).exists():
-                raise FileNotFoundError(f"there is no {path}")
-            raise ValueError("nothing proves the order of the file: give labels=, its column of labels, or "
-                             "labels_hash=")
         read = columns(Path(path), [column for column in (key, labels) if column is not None])
         values, last = read[key], int(examples.index.max())
         if last >= len(values):
@@ -109,6 +104,9 @@ class Score:
             if differ.any():
                 raise ValueError(f"{path} is in another order, or of other data: the labels of {int(differ.sum())} of "
                                  f"{len(examples)} examples differ")
+        elif labels_hash is None:
+            raise ValueError("nothing proves the order of the file: give labels=, its column of labels, or "
+                             "labels_hash=")
         elif not torch.equal(examples.index, torch.arange(len(values))):
             raise ValueError(f"labels_hash speaks of all {len(values)} examples in order; got {len(examples)}")
         elif label_hash(examples.y) != labels_hash:

@@ -7,14 +7,14 @@
     degree = unlearning_degree(original, unlearned, asked["forget"], asked["test"])
     degree.forget, degree.control, degree.adjusted           # the adjusted one is the difference
 
-Where forget and retain set are drawn alike, a model that unlearned is about as right on the forget set as on new
-images: accuracy there says little. A slight shift is to take this crutch away. But it takes it from a damaged model
-too, which then looks deeply unlearned. So a degree is nothing without its controls: that of the retrained model (the
-ceiling), that of other sets, clean images, noise of the same size, other generators.
+Where the forget set is a random part of the data, a model that has unlearned it classifies it about as well as new
+images, so that accuracy on it says little. Shifted images are meant to show what is left of it. But a damaged model
+also fails on shifted images, and then looks deeply unlearned. A degree therefore needs controls: the degree of the
+retrained model (the ceiling), of other sets, of clean images, of noise of the same size, and of other generators.
 
-Zuo et al., IEEE TKDE 2025 (arXiv 2401.04385). What is verified of it is the abstract: SPD-GAN subtly perturbs the data
-to be unlearned; the degree is the difference of performance on them before and after. Networks, losses and controls
-are proposals of this project. The generator never sees an unlearned model; all are asked about the same images.
+Source: arXiv 2401.04385 (IEEE TKDE 2025). Only its abstract is verified: SPD-GAN subtly perturbs the data to be
+unlearned, and the degree is the difference of performance on them before and after. The networks, losses and controls
+are proposals of this project. The generator never sees an unlearned model; all models classify the same images.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ from torch.nn.utils.parametrizations import spectral_norm
 from tqdm.auto import tqdm
 
 from rumlib.data import Examples, as_input
+from rumlib.device import as_seed
 from rumlib.train import Batch, check_compatible, correct, derive_seed, embed, features, predict, seeded, shuffled
 
 
 @dataclass(frozen=True)
 class SPDGAN:
-    """Train a generator that shifts images by at most `eps` per pixel, and give it back frozen: a `Shift`.
+    """Train a generator that shifts images by at most `eps` per pixel, and return it frozen: a `Shift`.
 
     A discriminator D minimises BCE(D(x), 1) + BCE(D(x'), 0), with x' the shifted x; the generator minimises
 
@@ -47,7 +48,8 @@ class SPDGAN:
                                                model, m = margin times the spread of a class in them
         + keep CE(original(x'), y)             known to the original: what is measured is memorization
 
-    with Adam. The defaults are those of this project's proposal, which leaves tau open.
+    with Adam. The defaults are this project's own. Raises ValueError for settings out of range, and when called for
+    images that are no images in [0, 1] of at least 8x8; FloatingPointError if the generator diverges.
     """
 
     eps: float = 8 / 255
@@ -66,10 +68,12 @@ class SPDGAN:
     def __post_init__(self):
         if not 0 <= self.eps <= 1:
             raise ValueError(f"eps is the largest change of a pixel in [0, 1]; got {self.eps}. Divide levels by 255")
-        if min(self.epochs, self.batch_size, self.width) < 1 or self.blocks < 0 or not 0 < self.lr < inf:
-            raise ValueError(f"epochs, batch_size and width must be at least 1 and lr positive; got {self}")
-        if min(self.slight, self.tau, self.move, self.margin, self.keep) < 0:
-            raise ValueError(f"weights and margins of the losses must be at least 0; got {self}")
+        counts = (self.epochs, self.batch_size, self.width, self.blocks + 1)
+        if not all(hasattr(n, "__index__") and n >= 1 for n in counts) or not 0 < self.lr < inf:
+            raise ValueError(f"epochs, batch_size and width must be whole numbers of at least 1, blocks of at least 0, "
+                             f"and lr positive; got {self}")
+        if not all(0 <= value < inf for value in (self.slight, self.tau, self.move, self.margin, self.keep)):
+            raise ValueError(f"weights and margins of the losses must be finite and at least 0; got {self}")
 
     def __call__(self, original: nn.Module, reference: nn.Module, forget: Examples, *, seed: int = 0,
                  watch: Callable[[int, Tensor], None] | None = None, quiet: bool = False) -> Shift:
@@ -171,7 +175,7 @@ def discriminator(channels: int, width: int) -> nn.Sequential:
 
 
 def says(logits: Tensor, truth: int) -> Tensor:
-    """Cross-entropy of a discriminator that should say `truth` of every patch."""
+    """Cross-entropy of a discriminator that should give `truth`, 1 or 0, for every patch."""
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, truth))
 
 
@@ -190,12 +194,13 @@ def spread(model: nn.Module, examples: Examples) -> float:
 
 
 def check(examples: Examples) -> None:
-    """Refuse what cannot be shifted."""
+    """Raise ValueError for what cannot be shifted."""
     x = examples.x
     if not len(x):
         raise ValueError("there is nothing to shift: the set is empty")
-    if x.ndim != 4 or min(x.shape[2:]) < 8:
-        raise ValueError(f"images (n, channels, height, width) of at least 8x8 can be shifted; got {tuple(x.shape)}")
+    if x.ndim != 4 or min(x.shape[2:]) < 8 or not (x.is_floating_point() or x.dtype == torch.uint8):
+        raise ValueError(f"images (n, channels, height, width) of at least 8x8 can be shifted; got {tuple(x.shape)} of "
+                         f"{x.dtype}")
     if x.is_floating_point() and not 0 <= x.min() <= x.max() <= 1:
         raise ValueError(f"eps is in units of images in [0, 1]; these lie in [{x.min():.3g}, {x.max():.3g}]. Scale "
                          f"them, and normalise inside the model (rumlib.models.Normalize)")
@@ -231,8 +236,9 @@ def unlearning_degree(original: nn.Module, unlearned: nn.Module, forget: Example
     control  the test set: what is lost without having been learned. An original that knows its training data by heart
              has more to lose on them, so that damage is adjusted for in part only; the retain set has as much to lose
 
-    Standard errors are over the examples, for these two models. The degree follows the abstract of Zuo et al., IEEE
-    TKDE 2025; its form with the loss and its adjustment are proposals of this project.
+    Standard errors are over the examples, for these two models; NaN for a single example. Raises ValueError for sets
+    that a model cannot take. The degree follows the abstract of arXiv 2401.04385; its form with the loss and its
+    adjustment are proposals of this project.
     """
     if of not in ("accuracy", "loss"):
         raise ValueError(f'the degree is of "accuracy" or "loss"; got {of!r}')
@@ -245,13 +251,14 @@ def unlearning_degree(original: nn.Module, unlearned: nn.Module, forget: Example
 
 def performance(model: nn.Module, examples: Examples, of: str) -> Tensor:
     """(n,) 1.0 where the model is right, else 0.0; or minus the loss."""
+    check_compatible(model, examples)
     logits, y = predict(model, examples).double(), examples.y.cpu()
     return correct(logits, y).double() if of == "accuracy" else -F.cross_entropy(logits, y, reduction="none")
 
 
 def probes(shifts: Iterable[Shift], sets: Mapping[str, Examples], *, seed: int = 0) -> dict[str, dict[str, Examples]]:
-    """What every model is asked about: the named sets "clean" and, for the k-th generator, "shifted k" and "noise k",
-    with noise that is as large on each image as its shift."""
+    """The sets on which every model is compared, by probe and name: "clean" and, for the k-th generator, "shifted k"
+    and "noise k". The noise on each image is as large as its shift."""
     asked = {"clean": dict(sets)}
     for k, shift in enumerate(shifts):
         shifted = {name: shift.of(examples) for name, examples in sets.items()}
@@ -265,7 +272,7 @@ def noisy(examples: Examples, shifted: Examples, *, seed: int = 0) -> Examples:
     """The examples with Gaussian noise of the Euclidean norm of the shift, image by image; where a pixel would leave
     [0, 1], its noise has the other sign."""
     x = as_input(examples.x)
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(as_seed(seed))).to(x)
     length, wanted = (change.flatten(1).norm(dim=1) for change in (noise, shifted.x - x))
     noise *= (wanted / length).view(-1, 1, 1, 1)
     inside = (x + noise).clamp(0, 1) == x + noise

@@ -116,7 +116,7 @@ REFUSED = {
     "label too large to retain": (lambda t: unlearn(t, retain=broken(t.retain, y=t.retain.y + 1)), ValueError,
                                   "label 3", "0..2"),
     "label too large for many": (lambda t: rum.memorization(make_model, broken(t.train, y=t.train.y + 1), rum.Recipe(),
-                                                            models=2), ValueError, "label 3", "0..2"),
+                                                            models=32), ValueError, "label 3", "0..2"),
     "labels as floats": (lambda t: broken(t.train, y=t.train.y.float()), ValueError, "float32", "123"),
     "labels one-hot": (lambda t: broken(t.train, y=torch.eye(3)[t.train.y].long()), ValueError, "(123, 3)", "(123,)"),
     "a label missing": (lambda t: broken(t.train, y=t.train.y[1:]), ValueError, "123", "122"),
