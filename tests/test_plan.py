@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import rumlib as rum
-from rumlib.lab.plan import IMAGENET, Pilots, Plan, Sizes, ask, main, measured, operations, sizes, stated, work
+from rumlib.lab.plan import IMAGENET, Pilots, Plan, main, measured, operations, stated, work
 from rumlib.lab.profiles import PROFILES
+from rumlib.lab.sketch import Sizes, ask, sizes
 
 SMOKE = rum.profile("smoke")
 TINY = replace(                                              # small, but of its wrong labels some are known by heart

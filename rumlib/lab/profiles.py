@@ -96,7 +96,7 @@ class Profile:
             raise ValueError(f"{', '.join(counts)} must be at least 1, workers too (or -1: one per core); got "
                              f"{', '.join(map(str, counts.values()))} and {self.workers}")
         if not 0 < self.fraction < 1:
-            raise ValueError(f"fraction is the share of the data of a subset model, between 0 and 1; got {self.fraction}")
+            raise ValueError(f"fraction is the share of data in a subset, between 0 and 1; got {self.fraction}")
 
     @property
     def mix(self) -> int:
