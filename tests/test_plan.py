@@ -7,46 +7,36 @@ import pytest
 import torch
 
 import rumlib as rum
-from rumlib.lab.plan import (
-    IMAGENET,
-    Pace,
-    Plan,
-    Rates,
-    Sizes,
-    Spent,
-    main,
-    operations,
-    sizes,
-    stated,
-    training,
-    unlearning,
-)
+from rumlib.lab.plan import IMAGENET, Pilots, Plan, main, measured, operations, stated, work
 from rumlib.lab.profiles import PROFILES
-from tests.bench import carried_out
+from rumlib.lab.sketch import Sizes, ask, sizes
 
 SMOKE = rum.profile("smoke")
 TINY = replace(                                              # small, but of its wrong labels some are known by heart
     SMOKE, name="tiny", options=dict(n=200, n_test=40, flips=0.2), make_model=partial(rum.mlp, hidden=(64,)),
     device="cpu", recipe=rum.Recipe(epochs=12, lr=0.2, batch_size=32), set_size=20, further={}, seeds=(0,),
+    notebooks=("01", "02", "03", "04", "05"),
     score_models=33)
-UNIT = Rates(*[Pace(1.0, 0.0, 0.0, 0.1)] * 3, evaluation=0.0, attack=10.0, memory=100.0, source="made up")
+UNIT = Pilots({"original": 1.0}, evaluation=0.1, attack=10.0, placing=2.0, memory=100.0, source="made up")
 
 
 # -- What it asks for -------------------------------------------------------------------------------------------------
 
 
-def test_the_cells_of_a_plan_are_those_of_the_study(tmp_path, monkeypatch):
+def test_the_results_of_a_plan_are_those_of_the_study(tmp_path, monkeypatch):
     monkeypatch.setenv("RUM_ENGINE", "serial")
-    study = rum.Study(TINY, quiet=True, home=tmp_path)
-    carried_out(study)
-    plan = Plan(TINY, UNIT, 1)
-    left = {kind: len(list(study.store.folder.glob(f"{kind}/*.json"))) for kind in plan.cells["kind"].unique()}
-    assert plan.cells["kind"].value_counts().to_dict() == left and left["bank"] == 2
+    study, plan = rum.Study(TINY, quiet=True, home=tmp_path), Plan(TINY, UNIT, 1)
+    for name in plan.notebooks:
+        ask(study, name[:2])
+    left = {kind: len(list(study.store.folder.glob(f"{kind}/*.json"))) for kind in plan.results["kind"].unique()}
+    assert plan.results["kind"].value_counts().to_dict() == left and left["bank"] == 2
     disk = sum(path.stat().st_size for path in study.store.folder.glob("*/*"))
-    assert plan.cells["GB"].sum() * 1e9 == pytest.approx(disk, rel=0.35)
-    examples = plan.cells[plan.cells["kind"].isin(["original", "oracle"])]["M examples"].sum() * 1e6
-    assert examples == sum(study.store.read(path.parent.name, path.stem)["values"]["examples"]
-                           for kind in ("original", "oracle") for path in study.store.folder.glob(f"{kind}/*.json"))
+    assert plan.results["GB"].sum() * 1e9 == pytest.approx(disk, rel=0.35)
+    for kind in "original", "oracle", "run":
+        planned = sum(examples for task in plan.tasks if task.kind == kind for _, examples in plan.trained(task))
+        spent = sum(study.store.read(kind, path.stem)["values"]["examples"]
+                    for path in study.store.folder.glob(f"{kind}/*.json"))
+        assert planned == spent if kind != "run" else planned == pytest.approx(spent, rel=0.02)
 
 
 @pytest.mark.parametrize("name", [*PROFILES, "imagenet"])
@@ -72,50 +62,50 @@ def test_the_sizes_of_known_data_are_theirs(name):
 # -- What it costs ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("algorithm, examples, steps", [
-    (rum.Finetune(epochs=3, batch_size=100), 3 * 1000, 3 * 10),
-    (rum.NegGrad(epochs=3, batch_size=100), 3 * 200, 3 * 2),
-    (rum.NegGradPlus(epochs=2, batch_size=100), 2 * (1000 + 10 * 100), 2 * 10),
-    (rum.RandomLabel(epochs=2, batch_size=100), 2 * 1200, 2 * 12),
-    (rum.SalUn(rum.RandomLabel(epochs=2, batch_size=100)), 2 * 1200 + 200, 2 * 12),
-    (rum.Keep(), 0, 0),
+@pytest.mark.parametrize("algorithm, examples", [
+    (rum.Finetune(epochs=3, batch_size=64), 3 * 1024),
+    (rum.NegGrad(epochs=3, batch_size=64), 3 * 128),
+    (rum.NegGradPlus(epochs=2, batch_size=64), 2 * (1024 + 16 * 64)),
+    (rum.RandomLabel(epochs=2, batch_size=64), 2 * 1152),
+    (rum.SalUn(rum.RandomLabel(epochs=4, batch_size=64)), 4 * 1152 + 128),
+    (rum.Keep(), 0),
 ])
-def test_an_algorithm_costs_what_it_passes(algorithm, examples, steps):
-    assert list(unlearning(algorithm, 200, 1000)) == [
-        (type(algorithm).__name__, Spent(examples, steps, trainings=algorithm != rum.Keep()))]
+def test_an_algorithm_costs_what_it_passes(algorithm, examples):
+    assert [found for _, found in work(algorithm, 128, 1024)] == [examples]
 
 
 def test_a_rum_costs_what_its_steps_do_on_what_is_left():
     tune = rum.Finetune(epochs=1, batch_size=50)
-    spent = [spent.examples for _, spent in unlearning(rum.RUM(rum.Shuffled(2), (tune, tune)), 200, 1000)]
-    assert spent == [1100, 1000]
+    assert [found for _, found in work(rum.RUM(rum.Shuffled(2), (tune, tune)), 200, 1000)] == [1100, 1000]
     left_out = rum.RUM(rum.Shuffled(2), (tune, rum.Keep()), waiting="leave_out")
-    assert [spent.examples for _, spent in unlearning(left_out, 200, 1000)] == [1000, 0]
+    assert [found for _, found in work(left_out, 200, 1000)] == [1000, 0]
 
 
-@pytest.mark.parametrize("algorithm", [rum.Finetune(epochs=1), rum.NegGradPlus(epochs=1), rum.Scrub(epochs=2)],
+@pytest.mark.parametrize("algorithm", [rum.Finetune(epochs=1), rum.NegGradPlus(epochs=3), rum.InfluenceUnlearning()],
                          ids=lambda algorithm: type(algorithm).__name__)
 def test_a_large_set_costs_what_the_line_through_smaller_ones_says(algorithm):
-    [(_, spent)] = unlearning(algorithm, 512, 16 * 1024)
+    [(_, planned)] = work(algorithm, 512, 16 * 1024)
     n, model = 512 + 16 * 1024, rum.mlp(shape=(1, 1, 1), hidden=())
     data = rum.Examples(torch.rand(n, 1, 1, 1), torch.arange(n) % 10)
     with rum.cost() as real:
         algorithm(model, *data.split(torch.arange(n) < 512))
-    assert (spent.examples, spent.steps) == (real.examples, real.steps)
+    assert planned == real.examples
 
 
-def test_training_is_epochs_of_batches():
-    assert training(101, rum.Recipe(epochs=4, batch_size=25)) == Spent(404, 16, trainings=1)         # 1 joins the last
+def test_a_chooser_costs_its_budget():
+    first, refine = rum.Finetune(epochs=1), rum.Shuffled(3)
+    auto = rum.AutoRUM(refine, (first,), rum.HeldOut(None), orders=((0, 1, 2), (2, 1, 0)), budget=4.0)
+    assert work(auto, 100, 1000) == [(first, 2 * 4.0 * 1000)]
 
 
-def test_hours_are_examples_at_a_pace():
+def test_hours_are_examples_at_the_rates_of_pilots():
     plan = Plan(replace(SMOKE, score_models=40), UNIT, 1)
     table = plan.table()
-    assert table.loc["subset models", "models"] == 40 and table.loc["subset models", "cells"] == 2
+    assert table.loc["subset models", "models"] == 40 and table.loc["subset models", "results"] == 2
     assert table.loc["subset models", "training h"] == pytest.approx(40 * 420 * 8 / 3600)
-    assert table.loc["subset models", "evaluation h"] == pytest.approx(40 * 600 * 0.1 / 3600)
-    assert table.loc["retrained", "evaluation h"] == pytest.approx(
-        table.loc["retrained", "cells"] * (2 * 900 * 0.1 + 10) / 3600)
+    assert table.loc["retrained", "other h"] == pytest.approx(
+        table.loc["retrained", "results"] * (900 * 0.1 + 10) / 3600)
+    assert table.loc["entanglement", "other h"] == pytest.approx((3 + 13 + 3) * 2 / 3600)
     assert table.loc["all", "wall h"] == pytest.approx(plan.hours)
     assert table.drop("all").sum().to_dict() == pytest.approx(table.loc["all"].to_dict())
     assert plan.memory == 100 + (600 + 300) * (64 * 4 + 16)
@@ -123,7 +113,7 @@ def test_hours_are_examples_at_a_pace():
 
 def test_more_devices_take_less_time_but_no_less_than_the_longest_cell():
     one, many, endless = (Plan(SMOKE, UNIT, devices).table()["wall h"] for devices in (1, 2, 10**6))
-    assert many["verdict"] == pytest.approx(one["verdict"] / 2)
+    assert many["05 runs"] == pytest.approx(one["05 runs"] / 2)
     assert endless["subset models"] == one["subset models"]              # a single cell
     assert (endless <= many).all() and endless["all"] > 0
 
@@ -132,8 +122,17 @@ def test_a_stated_rate_is_operations_over_it():
     make_model = partial(rum.mlp, shape=(1, 8, 8), hidden=(100,))
     assert operations(make_model, (1, 8, 8)) == 2 * (64 * 100 + 100 * 10)
     rates = stated(replace(SMOKE, make_model=make_model), 2.0)
-    assert rates.train.example == pytest.approx(3 * 14_800 / 2e12) == rates.subset.example
-    assert rates.train.forward == pytest.approx(14_800 / 2e12)
+    assert rates.train == {"original": pytest.approx(3 * 14_800 / 2e12), "bank": pytest.approx(3 * 14_800 / 2e12)}
+    assert rates.evaluation == pytest.approx(14_800 / 2e12)
+
+
+def test_pilots_cover_every_algorithm_and_agree_with_a_run():
+    found = measured(SMOKE)
+    assert {"original", "bank", "loss_curvature", "holdout_retraining", "Finetune", "TopK", "SSD"} <= set(found.train)
+    assert min(found.train.values()) >= 0 and min(found.evaluation, found.attack, found.placing) > 0
+    with rum.cost() as spent:
+        rum.fit(SMOKE.make_model, rum.load(SMOKE.data, **SMOKE.options)[0], SMOKE.recipe)
+    assert 1 / 6 < found.train["original"] * spent.examples / spent.seconds < 6      # a loaded machine included
 
 
 # -- The command ------------------------------------------------------------------------------------------------------
@@ -159,7 +158,7 @@ def test_the_command_prints_stages_memory_and_assumptions(tmp_path, monkeypatch,
     monkeypatch.setenv("RUM_ENGINE", "serial")
     main("smoke", "devices=2", "tflops=")                    # as the Makefile says that none are given
     printed = capsys.readouterr().out
-    assert {"subset models", "proxies", "originals", "retrained", "tuning", "unlearning", "RUM study", "verdict",
-            "ablations", "all", "memory of one worker"} <= {line.split("  ")[0].split(":")[0]
+    assert {"subset models", "proxies", "originals", "retrained", "entanglement", "03 tuning", "03 runs", "06 runs",
+            "all", "memory of one worker"} <= {line.split("  ")[0].split(":")[0]
                                                             for line in printed.splitlines()}
     assert "measured on this machine (cpu)" in printed and "2 workers" in printed

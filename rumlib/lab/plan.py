@@ -2,12 +2,12 @@
 
     python -m rumlib.lab.plan laptop                             # make plan PROFILE=laptop
     python -m rumlib.lab.plan cifar10-small devices=8            # make plan PROFILE=cifar10-small DEVICES=8
-    python -m rumlib.lab.plan imagenet devices=64 tflops=300     # on GPUs that sustain so many TFLOP/s, not on this machine
+    python -m rumlib.lab.plan imagenet devices=64 tflops=300     # on devices that sustain so many TFLOP/s each
     plan = Plan(p, measured(p), devices=2); plan.table(), plan.hours
 
-A `Sketch` stands for the study: it lists what notebooks 01 to 06 ask for, from the lists that they run themselves
-(`rumlib.lab.protocol`). One pilot of each kind of computation is measured: one epoch on random images. A result takes
-as much longer than its pilot as more examples pass through training and evaluation.
+A sketch of the study lists what notebooks 01 to 06 ask for, from the lists that they run themselves
+(`rumlib.lab.sketch`, `rumlib.lab.protocol`). One pilot of each kind of computation is measured: one epoch on random
+images. A result takes as much longer than its pilot as more examples pass through training and evaluation.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
-from math import prod
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 
 import pandas as pd
 import torch
@@ -29,228 +27,23 @@ from joblib import effective_n_jobs
 from rumlib.algorithms.base import Keep
 from rumlib.choose import AutoRUM, Calibrated
 from rumlib.data import Examples
-from rumlib.datasets import load
 from rumlib.device import finished, pick
 from rumlib.lab import protocol
 from rumlib.lab.check import survey
 from rumlib.lab.computations import ForgetSet
 from rumlib.lab.profiles import Profile, algorithms, profile
+from rumlib.lab.sketch import NOTEBOOKS, Sizes, Sketch, Task, ask, sizes
 from rumlib.lab.study import Study
 from rumlib.lab.tables import Cell
-from rumlib.lab.tuning import search, tuned, vary
+from rumlib.lab.tuning import vary
 from rumlib.metrics import evaluation, flops
 from rumlib.models import Factory, build, describe, mlp, resnet50
-from rumlib.proxies import PROXIES, TRACED
+from rumlib.proxies import HOLDOUT, PROXIES, TRACED
 from rumlib.rum import RUM, sequence
-from rumlib.scores import Score, entanglement, mmd
+from rumlib.scores import bank, entanglement, mmd
 from rumlib.train import Recipe, cost, features, predict
 
-# -- How large a study is ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Numbers of training and test images, their shape and classes; width: bytes of one number of an image."""
-
-    n: int
-    n_test: int
-    shape: tuple[int, int, int]
-    classes: int
-    width: int = 1                                           # uint8
-
-    @property
-    def bytes(self) -> int:
-        return (self.n + self.n_test) * (prod(self.shape) * self.width + 16)             # label and index
-
-
-FACTS = {
-    "digits": Sizes(1297, 500, (1, 8, 8), 10, width=4),
-    "fashion_mnist": Sizes(60_000, 10_000, (1, 28, 28), 10),
-    "cifar10": Sizes(50_000, 10_000, (3, 32, 32), 10),
-    "cifar100": Sizes(50_000, 10_000, (3, 32, 32), 100),
-    "tiny_imagenet": Sizes(100_000, 10_000, (3, 64, 64), 200),
-    "imagenet": Sizes(1_281_167, 50_000, (3, 224, 224), 1000),
-}
-
-
-def sizes(p: Profile) -> Sizes:
-    """The sizes of the profile's data, which need not be on this machine if it is a known data set."""
-    if p.data not in FACTS:
-        train, test = load(p.data, **p.options)
-        return Sizes(len(train), len(test), tuple(train.x.shape[1:]), int(train.y.max()) + 1, train.x.element_size())
-    known, chosen = FACTS[p.data], p.options.get("classes")
-    share = len(chosen) / known.classes if chosen else 1     # all of them have as many images of each class
-    side = p.options.get("size") or known.shape[-1]
-    return replace(known, n=p.options.get("n") or round(share * known.n),
-                   n_test=p.options.get("n_test") or round(share * known.n_test),
-                   shape=(known.shape[0], side, side), classes=len(chosen) if chosen else known.classes)
-
-
-# -- What its notebooks ask for ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Named:
-    """A forget set of which the name and the size are known."""
-
-    name: str
-    size: int
-    facts: Mapping[str, float] = field(default_factory=dict, compare=False)
-
-    def __len__(self) -> int:
-        return self.size
-
-
-@dataclass(frozen=True)
-class Task:
-    """A result: its kind, forget set, algorithm (its repr), seed, and whether it is attacked. Two tasks that are equal
-    but for their stage are one result, and count where they are asked for first."""
-
-    stage: str = field(compare=False)
-    kind: str
-    forget: str = ""
-    size: int = 0                                            # of the forget set; of a bank: its models
-    algorithm: str = ""
-    seed: int = 0
-    mia: bool = True
-    does: Callable = field(default=Keep(), compare=False)
-
-
-class Sketch:
-    """Stands for a study: forget sets are names and sizes, and what is asked for is listed and not computed. Settings
-    that are yet to be chosen stay at the defaults of the algorithms: they hardly change what a run costs."""
-
-    def __init__(self, p: Profile, notebook: str):
-        known, digits = sizes(p), p.data == "digits"
-        self.profile, self.notebook, self.tasks = p, notebook, {}
-        self.train, self.test = (Examples(torch.zeros(n, 1), torch.arange(n) % known.classes,
-                                          info={"noise": torch.zeros(n)} if digits else {})
-                                 for n in (known.n, known.n_test))
-
-    def add(self, stage: str, kind: str, forget: Named | None = None, does: Callable = Keep(), seed: int = 0,
-            mia: bool = True) -> None:
-        named = {"forget": forget.name, "size": len(forget)} if forget is not None else {}
-        task = Task(stage, kind, algorithm=repr(does), seed=seed, mia=mia, does=does, **named)
-        self.tasks.setdefault(task, task)
-
-    @cached_property
-    def score(self) -> Score:
-        p = self.profile
-        for k in range(0, p.score_models, p.score_chunk):
-            self.add("subset models", "bank", Named("", min(p.score_chunk, p.score_models - k)), seed=k)
-        return Score("memorization", torch.zeros(1), bank=SimpleNamespace(included=[None]))
-
-    def proxy(self, name: str) -> Score:
-        self.originals([0])
-        if name not in TRACED:
-            self.add("proxies", "probed", Named(name, 0))
-        return Score(name, torch.zeros(1))
-
-    def levels(self) -> dict[str, Named]:
-        p = self.profile
-        return {level: Named(level, p.mix if level == "mix" else p.set_size) for level in (*protocol.LEVELS, "mix")}
-
-    def bands(self) -> list[Named]:
-        p = self.profile
-        return self._placed(Named(f"band {k}", len(self.train) // p.bands, {"entanglement": k}) for k in range(p.bands))
-
-    def matched(self) -> list[Named]:
-        return self._placed(Named(f"matched {level}", self.profile.set_size) for level in protocol.LEVELS)
-
-    def _placed(self, sets: Iterable[Named]) -> list[Named]:
-        return [self.entangled(forget) or forget for forget in sets]
-
-    def entangled(self, forget: Named) -> None:
-        self.add("entanglement", "apart", forget)
-
-    def distance(self) -> torch.Tensor:
-        return torch.arange(len(self.train)).float()
-
-    def forget_set(self, name: str, mask: torch.Tensor) -> Named:
-        return Named(name, int(mask.sum()))
-
-    def originals(self, seeds: Iterable[int]) -> None:
-        for seed in seeds:
-            self.add("originals", "original", seed=seed)
-
-    def oracles(self, forgets: Iterable[Named], seeds: Iterable[int]) -> None:
-        for forget in forgets:
-            for seed in seeds:
-                self.add("retrained", "oracle", forget, seed=seed)
-
-    def unlearn(self, cells: Iterable[Cell], kind: str = "run") -> None:
-        for cell in cells:
-            self.originals([cell.seed])
-            self.oracles([cell.forget], [cell.seed])
-            stage = "tuning" if cell.seed in self.profile.tuning_seeds else "runs"
-            self.add(f"{self.notebook} {stage}", kind, cell.forget, cell.algorithm, cell.seed, cell.mia or kind != "run")
-
-    def watch(self, cells: Iterable[Cell]) -> None:
-        self.unlearn(cells, "dynamics")
-
-    def stream(self, forgets: list[Named], ways: Mapping[str, tuple], seeds: Iterable[int]) -> None:
-        gone = [Named(f"{k + 1} requests", sum(map(len, forgets[:k + 1]))) for k in range(len(forgets))]
-        self.oracles(gone, seeds)
-        for algorithm, renew in ways.values():
-            for seed in seeds:                               # the algorithm is told from others by when it retrains
-                self.add(f"{self.notebook} runs", "requests", replace(gone[-1], name=str(renew)), algorithm, seed)
-
-    def tune(self, spaces: Mapping) -> tuple[dict, None]:
-        for forget, algorithm, space in spaces.values():
-            for setting in next(search(space)):
-                varied = algorithm
-                for name, value in setting.items():
-                    varied = vary(varied, **{name: value})
-                self.unlearn(Cell(forget, varied, seed, mia=False) for seed in self.profile.tuning_seeds)
-        return {name: algorithm for name, (_, algorithm, _) in spaces.items()}, None
-
-    def tune_all(self) -> tuple[dict, None]:
-        spaces = protocol.memorization_levels(self).spaces
-        return self.tune({} if on_file(self.profile, spaces) else spaces)[0] or {
-            name: algorithm for name, (_, algorithm, _) in spaces.items()}, None
-
-
-def on_file(p: Profile, spaces: Mapping) -> bool:
-    """Whether tuned values for these spaces and seeds come with the package. (That they are for these very forget sets
-    is known only when the scores are.)"""
-    try:
-        entries = tuned(p.name)
-    except FileNotFoundError:
-        return False
-    return all(name in entries and entries[name]["seeds"] == list(p.tuning_seeds) and next(search(space)) == [
-        {k: v for k, v in trial.items() if k != "tow"} for trial in entries[name]["search"]]
-        for name, (_, _, space) in spaces.items())
-
-
-def asked(p: Profile, notebook: str) -> list[Task]:
-    """What a notebook asks for."""
-    study = Sketch(p, notebook)
-    _ = study.score
-    if notebook == "01":
-        study.oracles(study.levels().values(), p.seeds)
-        study.originals(p.seeds)
-    elif notebook == "02":
-        protocol.scores(study)
-    elif notebook == "03":
-        for level in protocol.LEVELS:
-            study.entangled(study.levels()[level])
-    elif notebook == "06":
-        sets = protocol.requests(study)
-        known, _ = study.tune(protocol.with_oracle(study, sets).spaces)
-        best = {name: algorithm for (name, *_), algorithm in known.items()}
-        study.unlearn(protocol.choosers(study, sets, best).cells({}))
-        study.stream(*protocol.deletions(study), p.seeds)
-    for table in protocol.TABLES.get(notebook, ()):
-        found = table(study)
-        chosen, _ = study.tune_all() if table is protocol.memorization_levels else study.tune(found.spaces)
-        (study.watch if table is protocol.watched else study.unlearn)(found.cells(chosen))
-    return list(study.tasks)
-
-
 # -- What passes through training -------------------------------------------------------------------------------------
-
-
-MANY = 4096                                                  # more than twice what influence unlearning looks at
 
 
 def work(does: Callable, forget: int, retain: int) -> list[tuple[Callable | str, float]]:
@@ -264,26 +57,35 @@ def work(does: Callable, forget: int, retain: int) -> list[tuple[Callable | str,
     if isinstance(does, Calibrated):                         # two trainings on about the subset of a subset model
         return [("original", 2 * does.recipe.epochs * 0.7 * retain), *work(does.auto, forget, 0.7 * retain)]
     if protocol.has_field(does, "lr"):
-        does = vary(does, lr=0.001)                          # costs as much, does not diverge, and is counted once
-    few, many = (counted(does, forget, min(n, retain)) for n in (MANY // 2, MANY))
-    more = max(0, retain - MANY) / (MANY - MANY // 2)        # each further example is seen as often as those between
-    return [(does, many + more * (many - few))]
+        does = vary(does, lr=0.001)                          # as many as with other rates, and it does not diverge
+    return [(does, passed(does, forget, retain))]
 
 
 @cache
-def counted(algorithm: Callable, forget: int, retain: int) -> int:
-    """Examples, counted while the algorithm unlearns blank images in a network of a few weights."""
-    random, n = torch.Generator().manual_seed(0), forget + retain
-    blank = Examples(torch.rand(n, 1, 2, 2, generator=random), torch.arange(n) % 10)
-    with cost() as spent:
-        algorithm(build(partial(mlp, shape=(1, 2, 2), hidden=(4,)), 0), *blank.split(torch.arange(n) < forget), seed=0)
-    return spent.examples
+def passed(does: Callable, forget: int, retain: int) -> float:
+    """Examples: of small sets and few epochs they are counted, and from there they grow in a line."""
+    if protocol.has_field(does, "epochs"):
+        one, two = (counted(vary(does, epochs=epochs), forget, retain, 512) for epochs in (1, 2))
+        return one + (getattr(does, "inner", does).epochs - 1) * (two - one)
+    return counted(does, forget, retain, 4096)               # more than twice what influence unlearning looks at
+
+
+def counted(algorithm: Callable, forget: int, retain: int, most: int) -> float:
+    """Counted while the algorithm unlearns blank images in a network of a few weights, at most so many to retain."""
+    found, random = [], torch.Generator().manual_seed(0)
+    for known in (min(retain, most // 2), min(retain, most)):
+        blank = Examples(torch.rand(forget + known, 1, 2, 2, generator=random), torch.arange(forget + known) % 10)
+        with cost() as spent:
+            algorithm(build(partial(mlp, shape=(1, 2, 2), hidden=(4,)), 0),
+                      *blank.split(torch.arange(forget + known) < forget), seed=0)
+        found.append(spent.examples)
+    return found[1] + max(0, retain - most) / (most / 2) * (found[1] - found[0])
 
 
 # -- Pilots -----------------------------------------------------------------------------------------------------------
 
 
-OPERATIONS = {"cpu": 1e10, "cuda": 2e13}                     # of an epoch of a pilot, at least of 16 images
+OPERATIONS = {"cpu": 8e9, "cuda": 2e13}                     # of an epoch of a pilot, at least of 16 images
 
 
 @dataclass(frozen=True)
@@ -319,69 +121,75 @@ def measured(p: Profile) -> Pilots:
         x = torch.rand(count, *known.shape, generator=random)
         return Examples(x if known.width == 4 else (255 * x).byte(), torch.arange(count) % known.classes).to(device)
 
-    def taken(ask: Callable, *arguments) -> float:
-        finished()
-        clock = time.perf_counter if device.type == "cuda" else time.process_time        # others may use the CPU too
-        start = clock()
-        ask(*arguments)
-        finished()
-        return clock() - start
-
     ways = {}
     for task in Plan(p, None, 1).tasks:
         ways |= {type(does).__name__: does for does, _ in work(task.does, 8, 8) if callable(does) and does != Keep()}
     with TemporaryDirectory() as home:
-        models = min(p.score_chunk, p.score_models)
-        study = Study(replace(p, name="pilot", recipe=replace(p.recipe, epochs=1), score_models=models, seeds=(0, 1),
-                              score_recipe=replace(p.scored_by.recipe, epochs=1), workers=1), quiet=True, home=home)
+        models, scored = min(p.score_chunk, p.score_models), p.scored_by
+        study = Study(replace(p, name="pilot", recipe=replace(p.recipe, epochs=1), seeds=(0, 1), workers=1),
+                      quiet=True, home=home)
         study.published, study._data = None, (images(n), images(n_test))
         forget = ForgetSet("forget", torch.arange(max(2, min(n // 4, p.set_size))))
-        study.unlearn([Cell(forget, Keep(), 0, {"first": True})])        # imports, original model and oracle
-        rest = taken(study.unlearn, [Cell(forget, Keep(), 0, mia=False)])
-        train = {"original": taken(study.originals, [1]) / n,
-                 "bank": taken(getattr, study, "score") / (models * p.fraction * n)}
+        study.unlearn([Cell(forget, Keep(), 0)])             # imports, the original model and its oracle
+        rest, _ = taken(study.unlearn, [Cell(forget, Keep(), 0, mia=False)])
+        pilots = {"original": taken(study.originals, [1]),
+                  "bank": taken(bank, scored.make_model, study.train, replace(scored.recipe, epochs=1), range(models),
+                                fraction=p.fraction)}
         if not slow:
-            train |= {name: taken(study.proxy, name) / n for name in PROXIES if name not in TRACED}
+            pilots |= {name: taken(study.proxy, name) for name in PROXIES if name not in TRACED}
         for name, does in list(ways.items())[:1 if slow else None]:
-            for of in ("epochs", "lr"):
-                does = vary(does, **{of: {"epochs": 1, "lr": 0.001}[of]}) if protocol.has_field(does, of) else does
-            cell, passed = Cell(forget, does, 0, mia=False), work(does, len(forget), n - len(forget))[0][1]
-            train[name] = max(0.0, taken(study.unlearn, [cell]) - rest) / max(1, passed)
+            for of, value in (("epochs", 1), ("lr", 0.001)):
+                does = vary(does, **{of: value}) if protocol.has_field(does, of) else does
+            took, examples = taken(study.unlearn, [Cell(forget, does, 0, mia=False)])
+            pilots[name] = max(0.0, took - rest), examples
+        train = {name: took / max(1, examples) for name, (took, examples) in pilots.items()}
         embedding = features(study.model(0), study.train[:2]).shape[1]
     memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
-    return Pilots(train, rest / (n + n_test), *judging(known, embedding, p.set_size, taken), memory,
+    return Pilots(train, rest / (n + n_test), *judging(known, embedding, p.set_size), memory,
                   f"measured on this machine ({device.type}), {n} random images and one epoch each")
 
 
-def judging(known: Sizes, width: int, size: int, taken: Callable) -> tuple[float, float]:
+def taken(ask: Callable, *arguments, **options) -> tuple[float, int]:
+    """Seconds, and the examples that passed through training. On a CPU the time of this process alone counts."""
+    finished()
+    clock = time.perf_counter if torch.cuda.is_initialized() else time.process_time
+    start = clock()
+    with cost() as spent:
+        ask(*arguments, **options)
+    return clock() - start, spent.examples
+
+
+def judging(known: Sizes, width: int, size: int) -> tuple[float, float]:
     """Seconds of a membership attack, which grow with the square of the number of test images; and of placing a set,
     which grow with the square of the number of training images."""
     n, n_test, random = min(known.n, 2000), min(known.n_test, 2000), torch.Generator().manual_seed(0)
+    size = min(size, n // 4)
     sets = [Examples(torch.zeros(k, 1), torch.zeros(k, dtype=torch.int64)) for k in (size, n_test, n_test)]
     logits = [torch.randn(len(part), known.classes, generator=random) for part in sets]
     for surer, one in zip((1.0, 3.0, 2.0), logits, strict=True):
         one[:, 0] += surer                                   # of the images that a model was trained on
     embedding = torch.randn(n, width, generator=random)
     evaluation(logits, sets)                                 # imports
-    attack = taken(evaluation, logits, sets)
-    placing = taken(lambda: (entanglement(embedding[size:], embedding[:size]), mmd(embedding[size:], embedding[:size])))
+    attack, _ = taken(evaluation, logits, sets)
+    placing = sum(taken(of, embedding[size:], embedding[:size])[0] for of in (entanglement, mmd))
     return attack * (known.n_test / n_test) ** 2, placing * (known.n / n) ** 2
 
 
 def stated(p: Profile, tflops: float) -> Pilots:
     """A device that sustains so many TFLOP/s: dense products alone are counted, three forward passes in training."""
     known = sizes(p)
-    forward, scored = (operations(make, known.shape) / (tflops * 1e12) for make in (p.make_model, p.scored_by.make_model))
-    weights = [w for w in build(p.make_model, 0).parameters()]
+    models = p.make_model, p.scored_by.make_model
+    forward, scored = (operations(make_model, known.shape) / (tflops * 1e12) for make_model in models)
+    weights = list(build(p.make_model, 0).parameters())
 
-    def taken(ask: Callable, *arguments) -> float:
+    def taken(ask: Callable, *arguments, **options) -> float:
         start = time.perf_counter()
-        ask(*arguments)
+        ask(*arguments, **options)
         return time.perf_counter() - start
 
     return Pilots({"original": 3 * forward, "bank": 3 * scored}, forward,
-                  *judging(known, weights[-2].shape[-1], p.set_size, taken), 20 * sum(w.numel() for w in weights),
+                  *judging(known, weights[-2].shape[-1], p.set_size), 20 * sum(w.numel() for w in weights),
                   f"stated: {tflops:g} TFLOP/s sustained by one device; attacks and the placing of sets measured on "
                   f"this machine; of memory, two models, a gradient, a momentum and an oracle, no activations")
 
@@ -410,9 +218,11 @@ class Plan:
 
     @cached_property
     def notebooks(self) -> dict[str, list[Task]]:
-        """Number of a notebook -> what it asks for."""
-        return {number: asked(self.p, number) for number in ("01", "02", "03", "04", "05", "06")
-                if self.p.includes(number)}
+        """Notebook -> what it asks for."""
+        found = {name: Sketch(self.p, name[:2]) for name in NOTEBOOKS if self.p.includes(name)}
+        for name, sketch in found.items():
+            ask(sketch, name[:2])
+        return {name: list(sketch.tasks) for name, sketch in found.items()}
 
     @cached_property
     def tasks(self) -> list[Task]:
@@ -427,8 +237,10 @@ class Plan:
                 return [("bank", p.scored_by.recipe.epochs * p.fraction * n * task.size)]
             case "original" | "oracle":
                 return [("original", p.recipe.epochs * (n - task.size))]
-            case "probed":
+            case "probed" if task.forget == "loss_curvature":
                 return [(task.forget, p.recipe.epochs * n)]
+            case "probed":                                   # two models, each tuned further on what it has not seen
+                return [(task.forget, 2 * n * (0.9 * p.recipe.epochs + 0.1 * HOLDOUT.epochs))]
             case "requests":                                 # eight of them; retrained as often as is known before
                 again = 8 // int(task.forget) if task.forget.isdecimal() else 0
                 return [*8 * work(task.does, task.size // 8, n - task.size // 2),
@@ -441,7 +253,7 @@ class Plan:
         """Of one worker, for training and for everything else."""
         known, r = sizes(self.p), self.pilots
         train = sum(examples * r.training(what) for what, examples in self.trained(task))
-        times = {"run": 1, "oracle": 1, "dynamics": 2 + (len(task.does.steps) if task.kind == "dynamics" else 0), "requests": 8}
+        times = {"run": 1, "oracle": 1, "dynamics": 5, "requests": 8}    # before, after three steps, and the oracle
         judged = times.get(task.kind, 0) * (known.n + known.n_test) * r.evaluation
         attacks = {"oracle": 1, "run": task.mia, "requests": 8}.get(task.kind, 0)
         return train, judged + attacks * r.attack + (task.kind == "apart") * r.placing

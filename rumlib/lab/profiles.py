@@ -3,10 +3,10 @@
     profile("laptop")                                        # what `make paper` runs
     replace(profile("laptop"), set_size=60)                  # a study of your own
 
-    smoke           a minute: that everything runs, on clean settings too small to say anything
-    laptop          digits, an MLP, minutes on two cores: the default
-    cifar10-small   four classes of real CIFAR-10 at 16x16, a small ResNet: real images on two cores
-    cifar10-cpu     all ten classes at 32x32, a larger one: the claims of the paper in two hours on two cores
+    smoke           one minute: shows that everything runs; too small for any finding
+    laptop          digits and an MLP, minutes on two cores: the default
+    cifar10-small   four classes of CIFAR-10 at 16x16 and a small ResNet: real images on two cores
+    cifar10-cpu     all ten classes at 32x32 and a larger ResNet: the paper's claims in two hours on two cores
     cifar10, cifar100, tiny_imagenet     the paper's own scale, for a GPU; its settings as far as they are known
 """
 
@@ -33,25 +33,28 @@ from rumlib.train import Recipe
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """What a study consists of.
+    """What a study consists of. Raises ValueError for settings that cannot be run.
 
-    data, options    the data set and the options of `rumlib.load`
-    make_model       the architecture; recipe: how it is trained, and retrained
+    name             of its folders in runs/ and figures/
+    data, options    the data set, and the options of `rumlib.load`
+    make_model       a function that builds the network;  recipe: how it is trained, and retrained
     device           what computes: a name, or "auto" (see `rumlib.device.pick`)
-    score_models     subset models of the memorization estimator, each on `fraction` of the data
-    score_chunk      of them in a cell: what an interruption costs
-    score_model      and score_recipe: their architecture and training, if not those of the study
-    set_size         examples in a forget set of one level; the mix of RUM has three times as many, or mix_size
-    bands            by distance from the centroid, for controlled entanglement
-    budgets          epochs of unlearning that are compared; rates: the learning rates tried at each
-    rum_budget       epochs per step in the RUM study; rum_rates: the learning rates tried there
-    verdict_seeds    of the verdict on refinement at equal steps: more than elsewhere, so that intervals are narrow
-    algorithms       label -> algorithm, without its learning rate and epochs
-    further          label -> (algorithm, field -> values tried), those that a table of all methods adds to these
-    classes          what is different where whole classes are unlearned: fields of a profile
-    notebooks        the numbers of those that `make paper` runs; none: all
+    score_models     subset models of the memorization estimator, each trained on `fraction` of the data
+    score_chunk      subset models in one result: what an interruption costs
+    score_model      network of the subset models;  score_recipe: their training; None: those of the study
+    set_size         examples in a forget set of one level
+    mix_size         examples in RUM's mix of three levels; None: three times set_size
+    bands            parts of the training data by distance from the centroid, as sets of controlled entanglement
+    budgets          epochs of unlearning that are compared;  rates: for each, the learning rates tried
+    ascent_rates     learning rates tried for NegGrad, at every budget
+    rum_budget       epochs of one step in the RUM study;  rum_rates: the learning rates tried there
+    verdict_seeds    reporting seeds of RUM against unlearning once: more than elsewhere, for narrow intervals
+    algorithms       label -> algorithm of the paper, without its learning rate and epochs
+    further          label -> (algorithm, field -> values tried) of other methods
+    classes          fields of the profile that differ where whole classes are unlearned
+    notebooks        numbers of the notebooks that `make paper` runs; none: all
     workers          processes that compute; -1: one per core
-    seeds            on which results are reported; tuning_seeds: on which learning rates are chosen
+    seeds            reporting seeds;  tuning_seeds: those on which settings are chosen
     """
 
     name: str
@@ -83,13 +86,17 @@ class Profile:
     tuning_seeds: tuple[int, ...] = tuple(range(100, 103))
 
     def __post_init__(self):
-        plain_name(self.name, "a profile")                   # of its folders in runs/ and figures/
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds must be different ones, at least one; got {self.seeds}")
-        counts = {name: getattr(self, name) for name in ("score_models", "score_chunk", "set_size", "bands")}
+        plain_name(self.name, "a profile")
+        for name in ("seeds", "tuning_seeds"):
+            if not getattr(self, name) or len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"{name} must be different ones, at least one; got {getattr(self, name)}")
+        counts = {name: getattr(self, name) for name in (
+            "score_models", "score_chunk", "set_size", "bands", "rum_budget", "verdict_seeds")}
         if min(counts.values()) < 1 or self.workers == 0:
             raise ValueError(f"{', '.join(counts)} must be at least 1, workers too (or -1: one per core); got "
                              f"{', '.join(map(str, counts.values()))} and {self.workers}")
+        if not 0 < self.fraction < 1:
+            raise ValueError(f"fraction is the share of data in a subset, between 0 and 1; got {self.fraction}")
 
     @property
     def mix(self) -> int:

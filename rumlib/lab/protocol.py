@@ -169,13 +169,13 @@ def refined_by(study: Study) -> Table:
 # -- Notebook 05: ablations of RUM ------------------------------------------------------------------------------------
 
 
-def ablation(study: Study, ways: Mapping[tuple[str, object], Callable], seeds: Iterable[int] | None = None,
-             **more) -> Table:
+def ablation(study: Study, ways: Mapping[object, Callable], seeds: Iterable[int] | None = None,
+             columns: tuple[str, ...] = ("algorithm", "way"), **more) -> Table:
     """Ways of unlearning RUM's mix, by (algorithm, way), tuned over the three largest rates of the RUM study (there,
     the smallest one was hardly ever the best)."""
     p, mix = study.profile, study.levels()["mix"]
     spaces = {name: (mix, algorithm, p.rum_rates[-3:]) for name, algorithm in ways.items()}
-    return Table(spaces, ("algorithm", "way"), p.seeds if seeds is None else seeds, **{"mia": False, **more})
+    return Table(spaces, columns, p.seeds if seeds is None else seeds, mia=False, **more)
 
 
 def orders(study: Study) -> Table:
@@ -221,10 +221,10 @@ def idle(study: Study) -> Table:
 def watched(study: Study) -> Table:
     """RUMs that are watched step by step: the paper's, and random labels in both orders. For `Study.watch`."""
     p, refine, label = study.profile, Refine(study.score, parts=3), step(study.profile, "Random label")
-    ways = {("paper", "nothing > fine-tune > SalUn"): RUM(refine, (Keep(), step(p, "Fine-tune"), step(p, "SalUn"))),
-            ("Random label", "low > medium > high"): RUM(refine, (label,) * 3, order=(0, 1, 2)),
-            ("Random label", "high > medium > low"): RUM(refine, (label,) * 3, order=DOWN)}
-    return ablation(study, ways)
+    ways = {"nothing > fine-tune > SalUn": RUM(refine, (Keep(), step(p, "Fine-tune"), step(p, "SalUn"))),
+            "low > medium > high": RUM(refine, (label,) * 3, order=(0, 1, 2)),
+            "high > medium > low": RUM(refine, (label,) * 3, order=DOWN)}
+    return ablation(study, ways, columns=("way",))
 
 
 def high_part(study: Study) -> Table:
