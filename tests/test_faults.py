@@ -10,31 +10,33 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import safetensors.torch
 import torch
+from studies import TINY, cut, deep, empty, environ, files, finetune, flip, lose, mine, open_study
 
 import rumlib as rum
-from rumlib.lab import memo
-from rumlib.lab.memo import CellsFailed, Memoized, Stopped, Store, digest_of, memoized
+from rumlib import models
+from rumlib.lab import Cell, profile, vary
+from rumlib.lab import computations as made
+from rumlib.lab import store as store_file
+from rumlib.lab.codehash import digest_of
+from rumlib.lab.memo import Memoized, ResultsFailed, Stopped, memoize
+from rumlib.lab.store import HOUR, Store, parse
 
-TINY = replace(
-    rum.profile("smoke"), name="tiny", options=dict(n=150, n_test=60), make_model=partial(rum.mlp, hidden=(8,)),
-    recipe=rum.Recipe(epochs=3, lr=0.1, batch_size=32), score_models=24, fraction=0.5, set_size=10,
-    seeds=(0, 1, 2), tuning_seeds=(100,))
-finetune = rum.Finetune(epochs=1, lr=0.1, batch_size=32)
+TINY = replace(TINY, seeds=(0, 1, 2), tuning_seeds=(100,))
 ALGORITHMS = {"FT": finetune, "NG+": rum.NegGradPlus(epochs=1, lr=0.05, batch_size=32),
               "RUM": rum.RUM(rum.Shuffled(2), (finetune, rum.Keep()))}
-LAPTOP = replace(rum.profile("laptop"), seeds=(0, 1, 2))
+LAPTOP = replace(profile("laptop"), seeds=(0, 1, 2))
 STUDIES = {"serial": (TINY, ALGORITHMS), "loky": (replace(TINY, workers=2), ALGORITHMS),
-           "laptop": (LAPTOP, {name: rum.vary(algorithm, epochs=3, lr=0.05)
+           "laptop": (LAPTOP, {name: vary(algorithm, epochs=3, lr=0.05)
                                for name, algorithm in LAPTOP.algorithms.items()})}
 
 
@@ -43,33 +45,24 @@ def serial(monkeypatch):
     monkeypatch.setenv("RUM_ENGINE", "serial")
 
 
-def open_study(home, profile=TINY):
-    return rum.Study(profile, quiet=True, home=home)
-
-
 def rows_of(which, home):
     """The rows of a study; of a small one: a bank, 3 originals, 12 oracles, 36 runs."""
     profile, algorithms = STUDIES[which]
     study = open_study(home, profile)
-    rows = study.unlearn(rum.Cell(forget, algorithm, seed, {"level": level, "algorithm": name})
+    rows = study.unlearn(Cell(forget, algorithm, seed, {"level": level, "algorithm": name})
                          for level, forget in study.levels().items() for name, algorithm in algorithms.items()
                          for seed in study.profile.seeds)
     return rows.drop(columns="seconds")
 
 
 def few(study, *algorithms, seeds=(0, 1)):
-    forget = rum.ForgetSet("mine", study.train.index[:10])
-    return study.unlearn(rum.Cell(forget, algorithm, seed) for algorithm in algorithms for seed in seeds)
-
-
-def files(home, pattern):
-    return sorted((home / "runs").glob(f"*/cells/{pattern}"))
+    return study.unlearn(Cell(mine(study), algorithm, seed) for algorithm in algorithms for seed in seeds)
 
 
 def contents(home):
     """kind/key -> (values without times, bytes of the tensors and of the large ones)."""
     found = {}
-    for path in files(home, "*/*.json"):
+    for path in files(home):
         values = json.loads(path.read_text())["values"]
         tensors = [path.with_suffix(ending) for ending in (".safetensors", ".large")]
         found[f"{path.parent.name}/{path.stem}"] = (
@@ -128,7 +121,7 @@ def harass(which, kills, home, undisturbed):
 
 
 def finished(home):
-    return files(home, "*/*.json") + files(home, "*/*.safetensors")
+    return files(home) + files(home, "*/*.safetensors")
 
 
 def elsewhere(call):
@@ -159,35 +152,15 @@ def test_killed_and_damaged_it_completes_with_the_same_results(which, kills, tmp
     assert not files(home, "*/.*") and not files(home, "*/*.failed")
 
 
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-20])
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-def flip(path):
-    """One bit, in the middle."""
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def lose(path):
-    path.unlink()
-
-
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RUM_ENGINE", "serial")
+    with environ():
         home = tmp_path_factory.mktemp("home")
         few(open_study(home), finetune)
     return home
 
 
-@pytest.mark.parametrize("damage", [cut, empty, flip, lose])
+@pytest.mark.parametrize("damage", [cut, empty, flip, deep, lose])
 @pytest.mark.parametrize("kind, ending", [("run", "json"), ("oracle", "json"), ("oracle", "safetensors"),
                                           ("original", "safetensors")])
 def test_a_damaged_file_of_any_kind_is_computed_again(kind, ending, damage, done, tmp_path):
@@ -207,14 +180,14 @@ def test_a_damaged_file_of_any_kind_is_computed_again(kind, ending, damage, done
 
 
 def test_any_flipped_bit_is_noticed(done, tmp_path):
-    """Anywhere in the file of a cell, also where its identity stands; if it still is whole, its content is the same."""
+    """Anywhere in the file of a result, also where its identity stands; if it still is whole, its content is the same."""
     path = files(done, "run/*.json")[0]
-    data, whole = path.read_bytes(), memo.parse(path.read_bytes(), path.stem)
+    data, whole = path.read_bytes(), parse(path.read_bytes(), path.stem)
     for place in range(0, len(data), 7):
         changed = bytearray(data)
         changed[place] ^= 1 << place % 8
         try:
-            found = memo.parse(bytes(changed), path.stem)
+            found = parse(bytes(changed), path.stem)
         except ValueError:
             continue
         assert found == whole
@@ -243,14 +216,14 @@ def test_weights_that_are_not_whole_are_computed_again_when_they_are_needed(kind
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no disk that is always full")
-def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path):
+def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path, monkeypatch):
     study = open_study(tmp_path)
     few(study, finetune, seeds=(0,))
     before = contents(tmp_path)
-    who = rum.Study.original.identity(study, 1)
-    key = digest_of(who)
-    temporary = study.store.path("original", key).with_name(f".{key}.safetensors.{memo._host()}.{os.getpid()}")
-    temporary.symlink_to("/dev/full")
+    monkeypatch.setattr(store_file.uuid, "uuid4", lambda: uuid.UUID(int=0))
+    monkeypatch.setattr(store_file, "HOUR", float("inf"))    # the disk is older than that, and is not swept
+    key = digest_of(made.original.identity(study, 1))
+    study.store.path("original", key).with_name(f".{key}.safetensors.00000000.tmp").symlink_to("/dev/full")
     with pytest.raises(Stopped, match=rf"disk that holds {study.store.folder}/original is full.*make room.*goes on"):
         few(study, finetune, seeds=(1,))
     assert contents(tmp_path) == before and not files(tmp_path, "*/.*")
@@ -261,14 +234,10 @@ def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path):
 def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path):
     store = Store(tmp_path)
     store.write("kind", {"what": "test"}, {"a": 1})
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    here, folder = memo._host(), tmp_path / "kind"
-    names = {f".a.json.{here}.{gone.pid}": False, f".b.json.{here}.{os.getpid()}": True, ".c.json.ffffff.1": True,
-             ".d.json.ffffff.2": False, ".notes": True}
+    names, folder = {".a.json.0f.tmp": True, ".b.json.0f.tmp": False, ".notes": True}, tmp_path / "kind"
     for name in names:
         (folder / name).write_text("half")
-    os.utime(folder / ".d.json.ffffff.2", (0, 0))            # of another machine, long ago
+    os.utime(folder / ".b.json.0f.tmp", (0, time.time() - HOUR - 1))     # a file is written within seconds
     store.sweep()
     assert {name: (folder / name).exists() for name in names} == names
     assert store.read("kind", digest_of({"what": "test"}))["values"] == {"a": 1}
@@ -290,16 +259,16 @@ class Fails(rum.Finetune):
         return super().__call__(model, forget, retain, seed=seed)
 
 
-def test_a_failing_cell_is_named_the_others_go_on_and_it_is_tried_again(tmp_path):
+def test_a_failing_result_is_named_the_others_go_on_and_it_is_tried_again(tmp_path):
     switch = tmp_path / "switch"
     switch.touch()
     fails = Fails(epochs=1, lr=0.1, batch_size=32, switch=str(switch))
     study = open_study(tmp_path)
-    with pytest.raises(CellsFailed, match=r"1 of .* cells failed(.|\n)*run\(ForgetSet.*Fails(.|\n)*nothing known of 1"
+    with pytest.raises(ResultsFailed, match=r"1 of .* results failed(.|\n)*run\(ForgetSet.*Fails(.|\n)*nothing known of 1"
                                           r".*\(test_faults.py:\d+ in __call__\)") as problem:
         few(study, fails, finetune)
     assert "Traceback" in problem.value.__notes__[0]
-    assert study.used["failed"] == 1 and study.provenance()["cells"]["failed"] == 1
+    assert study.used["failed"] == 1 and study.provenance()["results"]["failed"] == 1
     assert len(files(tmp_path, "run/*.json")) == 3
     [record] = files(tmp_path, "run/*.failed")
     found = json.loads(record.read_text())
@@ -311,8 +280,8 @@ def test_a_failing_cell_is_named_the_others_go_on_and_it_is_tried_again(tmp_path
     assert not files(tmp_path, "*/*.failed")
 
 
-# What is no fault of a cell, and what the message says to change.
-HINDRANCES = {
+# What is no fault of a result, and what the message says to change.
+REMEDIES = {
     "memory of a GPU": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "`workers` of the profile"),
     "memory of a worker": (MemoryError(), "smaller batches"),
     "memory, as torch says it": (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "fewer processes"),
@@ -322,61 +291,62 @@ HINDRANCES = {
 
 
 class Hindered(Memoized):
-    """Cells that need others; that of number 2 cannot be made as long as the file `switch` is there."""
+    """Its results need others; that of number 2 cannot be made as long as the file `switch` is there."""
 
-    problem = None
+    identity, problem = {"test": "hindered"}, None
 
-    @property
-    def identity(self):
-        return {"test": "hindered"}
-
-    @memoized
-    def inner(self, k: int) -> dict:
-        if k == 2 and (self.store.folder.parent / "switch").exists():
-            raise self.problem
-        return {"k": k}
-
-    @memoized
-    def outer(self, k: int) -> dict:
-        return {"twice": 2 * self.inner(k)["k"]}
+    def __init__(self, folder):
+        super().__init__(folder, workers=2, quiet=True)
 
 
-@pytest.mark.parametrize("problem, remedy", HINDRANCES.values(), ids=HINDRANCES)
-@pytest.mark.parametrize("kind", ["inner", "outer"])
-def test_what_is_no_fault_of_a_cell_ends_the_run_and_the_same_command_goes_on(kind, problem, remedy, tmp_path):
-    study, method = Hindered(tmp_path, workers=1, quiet=True), getattr(Hindered, kind)
+@memoize("inner")
+def inner(study, k):
+    if k == 2 and (study.store.folder.parent / "switch").exists():
+        raise study.problem
+    return {"k": k}
+
+
+@memoize("outer")
+def outer(study, k):
+    return {"twice": 2 * inner(study, k)["k"]}
+
+
+@pytest.mark.parametrize("problem, remedy", REMEDIES.values(), ids=REMEDIES)
+@pytest.mark.parametrize("asked", [inner, outer], ids=["inner", "outer"])
+def test_what_is_no_fault_of_a_result_ends_the_run_and_the_same_command_goes_on(asked, problem, remedy, tmp_path):
+    study = Hindered(tmp_path)
     study.problem = problem
     (tmp_path / "switch").touch()
     tasks = [(k,) for k in range(5)]
     with pytest.raises(Stopped, match=rf"inner\(2\): {type(problem).__name__}.*{remedy}.*the same command goes on"):
-        study.ask(method, tasks, "cells")
-    there = sorted(path.suffix for path in tmp_path.glob(f"cells/{kind}/*"))
+        study.compute_many(asked, tasks, "results")
+    there = sorted(path.suffix for path in tmp_path.glob(f"results/{asked.kind}/*"))
     assert there == [".json"] * 2                            # those before; none failed, and none was tried after it
     (tmp_path / "switch").unlink()
-    again = Hindered(tmp_path, workers=1, quiet=True)
-    assert len(again.ask(method, tasks, "cells")) == 5 and again.used["computed"] == 3 and not again.used["retried"]
+    again = Hindered(tmp_path)
+    assert len(again.compute_many(asked, tasks, "results")) == 5 and again.used["computed"] == 3 and not again.used["retried"]
 
 
 def test_what_stops_a_worker_stops_them_all(tmp_path, monkeypatch):
     monkeypatch.setenv("RUM_ENGINE", "loky")
-    study = Hindered(tmp_path, workers=2, quiet=True)
+    study = Hindered(tmp_path)
     study.problem = torch.AcceleratorError("CUDA error: gone")
     (tmp_path / "switch").touch()
     with pytest.raises(Stopped, match=r"inner\(2\): AcceleratorError.*the device is lost"):
-        study.ask(Hindered.inner, [(k,) for k in range(400)], "cells")
-    assert not list(tmp_path.glob("cells/*/*.failed")) and len(list(tmp_path.glob("cells/inner/*.json"))) < 300
+        study.compute_many(inner, [(k,) for k in range(400)], "results")
+    assert not list(tmp_path.glob("results/*/*.failed")) and len(list(tmp_path.glob("results/inner/*.json"))) < 300
 
 
 def fragile():
     """A network that cannot be made from seed 1."""
     if torch.initial_seed() == 1:
         raise KeyError("no such network")
-    return rum.mlp(hidden=(8,))
+    return models.mlp(hidden=(8,))
 
 
-def test_what_needs_a_failed_cell_is_not_tried_and_the_rest_goes_on(tmp_path):
+def test_what_needs_a_failed_result_is_not_tried_and_the_rest_goes_on(tmp_path):
     study = open_study(tmp_path, replace(TINY, make_model=fragile))
-    with pytest.raises(CellsFailed, match=r"2 of 5 cells failed(.|\n)*original\(1\)(.|\n)*oracle\(.*no such network"):
+    with pytest.raises(ResultsFailed, match=r"2 of 5 results failed(.|\n)*original\(1\)(.|\n)*oracle\(.*no such network"):
         few(study, finetune)                                 # two originals, two oracles, and one run that could be
     assert len(files(tmp_path, "run/*.json")) == 1 and not files(tmp_path, "run/*.failed")
     assert len(files(tmp_path, "*/*.failed")) == 2
@@ -430,7 +400,7 @@ def test_two_runs_in_one_folder_share_the_work(tmp_path):
     runs = [elsewhere(f"counted({str(tmp_path)!r}, {k})") for k in range(2)]
     assert [run.wait() for run in runs] == [0, 0]
     found = [json.loads((tmp_path / f"used{k}.json").read_text()) for k in range(2)]
-    there = len(files(tmp_path, "*/*.json"))
+    there = len(files(tmp_path))
     assert sum(used["computed"] for used in found) == there == 1 + 1 + 1 + 2
     assert all(used["computed"] + used["read back"] == there for used in found)
 
@@ -448,13 +418,13 @@ def test_a_worker_that_finds_other_code_refuses(tmp_path, monkeypatch):
     monkeypatch.setenv("RUM_ENGINE", "loky")
     study = open_study(tmp_path, replace(TINY, workers=2))
     study.identity["recipe"] = "another one"
-    with pytest.raises(RuntimeError, match=r"a worker finds another study.recipe for original.*Start it again"):
+    with pytest.raises(RuntimeError, match=r"finds another study.recipe than .* original: .*Start it again"):
         study.originals([0, 1])
 
 
 def test_weights_survive_the_way_through_a_file(done):
     study = open_study(done)
-    key = digest_of(rum.Study.original.identity(study, 0))
+    key = digest_of(made.original.identity(study, 0))
     data = safetensors.torch.load_file(study.store.path("original", key).with_suffix(".large"))
     fresh = rum.fit(TINY.make_model, study.train, TINY.recipe, seed=0).state_dict()
     assert data.keys() == fresh.keys() and all(torch.equal(data[name], value) for name, value in fresh.items())

@@ -14,16 +14,16 @@ from rumlib.lab import tuning
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A study of seconds."""
-    smoke = rum.profile("smoke")
+    smoke = profile("smoke")
     small = replace(smoke, name="tiny", options={**smoke.options, "n": 200, "n_test": 100}, tuning_seeds=(100, 101))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RUM_ENGINE", "serial")
-        yield rum.Study(small, quiet=True, home=tmp_path_factory.mktemp("home"))
+        yield Study(small, quiet=True, home=tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="module")
 def forget(study):
-    return rum.ForgetSet("first", study.train.index[:20].sort().values)
+    return ForgetSet("first", study.train.index[:20].sort().values)
 
 
 def asked(searching):
@@ -99,7 +99,7 @@ def test_the_best_setting_of_a_grid_is_chosen_on_the_tuning_seeds(study, forget)
         setting = mine.loc[mine["chosen"], "setting"].item()
         assert all(f"{field}={value!r}" in repr(algorithm) for field, value in setting.items())
     plus = record.iloc[0]
-    by_hand = study.unlearn(rum.Cell(forget, rum.vary(cells[plus["name"]][1], **plus["setting"]), seed, mia=False)
+    by_hand = study.unlearn(Cell(forget, vary(cells[plus["name"]][1], **plus["setting"]), seed, mia=False)
                             for seed in (100, 101))
     assert plus["tow"] == pytest.approx(by_hand["tow"].mean())
 
@@ -126,20 +126,20 @@ def test_what_was_chosen_is_on_file_with_its_search(study, forget, tmp_path):
     chosen, record = study.tune({("low", "Fine-tune", 1): (forget, finetune, (0.01, 0.1))})
     path = study.publish(record, folder=tmp_path)
     assert path == tmp_path / "tiny.json" and "chosen with the retrained oracle" in json.loads(path.read_text())["how"]
-    entry = rum.tuned("tiny", tmp_path)["low", "Fine-tune", 1]
-    assert rum.vary(finetune, **entry["values"]) == chosen["low", "Fine-tune", 1]
+    entry = tuning.tuned("tiny", tmp_path)["low", "Fine-tune", 1]
+    assert vary(finetune, **entry["values"]) == chosen["low", "Fine-tune", 1]
     assert [set(trial) for trial in entry["search"]] == [{"lr", "tow"}] * 2
     assert entry["forget"] == forget.digest and entry["seeds"] == [100, 101]
     _, record = study.tune({("high", "Fine-tune", 1): (forget, finetune, (0.01,))})
     study.publish(record, folder=tmp_path)
-    assert list(rum.tuned("tiny", tmp_path)) == [("low", "Fine-tune", 1), ("high", "Fine-tune", 1)]
+    assert list(tuning.tuned("tiny", tmp_path)) == [("low", "Fine-tune", 1), ("high", "Fine-tune", 1)]
     with pytest.raises(FileNotFoundError, match="'huge'; there is tiny"):
-        rum.tuned("huge", tmp_path)
+        tuning.tuned("huge", tmp_path)
 
 
 def test_the_package_ships_what_was_chosen_for_the_laptop():
-    found = rum.tuned("laptop")
-    p = rum.profile("laptop")
+    found = tuning.tuned("laptop")
+    p = profile("laptop")
     for (level, name, budget), entry in found.items():
         assert level in ("low", "medium", "high") and budget in p.budgets
         best = max(trial["tow"] for trial in entry["search"] if trial["tow"] is not None)

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import operator
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import cache, update_wrapper
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -43,8 +45,9 @@ FORMAT = 3                                                   # of the files: one
 
 
 def identify(value) -> object:
-    """What stands for a value in the identity of a result: plain values as they are, data by content, algorithms by the
-    name of their class, its code and their fields. Raises TypeError for what could not be found again."""
+    """What stands for a value in the identity of a result: plain values as they are, data by content, algorithms and
+    functions by name, code and fields or arguments. Raises TypeError for what could not be found again."""
+    value = plain(value)
     if isinstance(value, bool | int | float | str | None):
         return value
     if isinstance(value, tuple | list | range):
@@ -54,24 +57,21 @@ def identify(value) -> object:
     if isinstance(value, Tensor):
         return {"digest": digest(value)}
     if is_dataclass(value) and not isinstance(value, type):
-        own = {f.name: getattr(value, f.name) for f in fields(value)}
         return {"class": type(value).__qualname__, "code": code_of(type(value)),
-                "fields": {name: identify_factory(v) if callable(v) and not is_dataclass(v) else identify(v)
-                           for name, v in own.items()}}
-    raise TypeError(f"{value!r} has no lasting name, so that its results could not be found again; make it a frozen "
-                    f"dataclass (its name, fields and code then stand for it)")
+                "fields": {f.name: identify(getattr(value, f.name)) for f in fields(value)}}
+    function = getattr(value, "func", value)                 # of a functools.partial
+    if "<" in getattr(function, "__qualname__", "<nothing>") or inspect.ismethod(function) or " at 0x" in describe(value):
+        raise TypeError(f"{value!r} has no lasting name, so that its results could not be found again; make it a frozen "
+                        f"dataclass, or a function at the top of a module or notebook (functools.partial for arguments)")
+    return {"function": function.__qualname__, "code": code_of(function), "arguments": describe(value)}
 
 
-def identify_factory(make: Callable) -> object:
-    """What stands for a function, such as a factory of models, in an identity: its name, code and arguments. Raises
-    TypeError for what could not be found again."""
-    function = getattr(make, "func", make)                   # of a functools.partial
-    if is_dataclass(function) and not isinstance(function, type):
-        return identify(function)
-    if "<" in describe(make).partition("(")[0] or not hasattr(function, "__qualname__"):
-        raise TypeError(f"{describe(make)} has no lasting name, so that its results could not be found again; "
-                        f"use a function defined at the top of a module or notebook, functools.partial for arguments")
-    return {"function": function.__qualname__, "code": code_of(function), "arguments": describe(make)}
+def plain(value):
+    """An integer of any type as Python's own, also inside a tuple: a seed of NumPy has the results of a plain one."""
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
+    whole = isinstance(value, Integral) or (isinstance(value, Tensor) and value.ndim == 0 and not value.is_floating_point())
+    return operator.index(value) if whole and not isinstance(value, bool) else value
 
 
 # -- What ends a run ---------------------------------------------------------------------------------------------------
@@ -133,8 +133,7 @@ class Computation:
     def identity(self, study: Memoized, *arguments) -> dict:
         """All that the result depends on."""
         return {"what": self.kind, "code": self.code, "study": study.identity,
-                "arguments": {name: identify_factory(value) if inspect.isfunction(value) else identify(value)
-                              for name, value in zip(self.names, arguments, strict=True)}}
+                "arguments": dict(zip(self.names, map(identify, arguments), strict=True))}
 
     @property
     def code(self) -> str:
@@ -212,6 +211,7 @@ class Memoized:
         if self.published:
             raise NotPublished(f"the weights of {method.kind}({', '.join(map(repr, arguments))}) are needed, and "
                                f"{self.published.folder} is results without weights: run without FROM")
+        arguments = plain(arguments)
         method(self, *arguments)
         identity = method.identity(self, *arguments)
         key = digest_of(identity)
@@ -235,6 +235,7 @@ class Memoized:
 
     def try_compute(self, method: Computation, tasks: list[tuple], what: str) -> list[dict | Failure]:
         """The results for these arguments, or what happened instead."""
+        tasks = [plain(task) for task in tasks]
         identities = [method.identity(self, *task) for task in tasks]
         if self.published:
             found = {digest_of(identity): self.published.find(identity) for identity in identities}

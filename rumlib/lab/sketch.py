@@ -20,8 +20,9 @@ from rumlib.data import Examples
 from rumlib.datasets import load
 from rumlib.lab import protocol
 from rumlib.lab.profiles import Profile
-from rumlib.lab.study import Cell, Study, vary
-from rumlib.lab.tuning import search, tuned
+from rumlib.lab.study import Study
+from rumlib.lab.tables import Cell
+from rumlib.lab.tuning import search, tuned, vary
 from rumlib.proxies import TRACED
 from rumlib.scores import Score
 

@@ -29,7 +29,7 @@ from rumlib.device import pick
 from rumlib.lab import computations as made
 from rumlib.lab import engine, settings, tables, tuning
 from rumlib.lab.computations import ForgetSet
-from rumlib.lab.memo import FORMAT, Memoized, identify_factory
+from rumlib.lab.memo import FORMAT, Memoized, identify
 from rumlib.lab.profiles import Profile, profile
 from rumlib.lab.provenance import provenance, save
 from rumlib.lab.tables import Cell
@@ -95,7 +95,7 @@ class Study(Memoized):
         """What every result of this study depends on. Device, dtype and release of torch: the same training rounds
         differently on another kind of device, in another precision, and with the kernels of another release."""
         weight = next(build(self.profile.make_model, 0).parameters())
-        return {"data": [self.train.digest, self.test.digest], "model": identify_factory(self.profile.make_model),
+        return {"data": [self.train.digest, self.test.digest], "model": identify(self.profile.make_model),
                 "recipe": repr(self.profile.recipe), "device": self.device.type, "dtype": str(weight.dtype),
                 "torch": ".".join(version("torch").split(".")[:2]), "format": FORMAT}
 

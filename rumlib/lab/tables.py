@@ -15,7 +15,7 @@ import pandas as pd
 
 from rumlib.lab import computations as made
 from rumlib.lab.computations import ForgetSet, union
-from rumlib.lab.memo import Failure, Memoized, identify
+from rumlib.lab.memo import Failure, Memoized, identify, plain
 from rumlib.spdgan import SPDGAN
 
 
@@ -29,12 +29,15 @@ class Cell:
     labels: Mapping[str, object] = field(default_factory=dict)
     mia: bool = True                                         # also attack: not needed where settings are tuned
 
+    def __post_init__(self):
+        object.__setattr__(self, "seed", plain(self.seed))
+
 
 def unlearn(study: Memoized, cells: Iterable[Cell]) -> pd.DataFrame:
     """Run all cells, in any order and on all cores; one row each, in their order."""
     cells = list(cells)
     for cell in cells:
-        identify(cell.algorithm)                         # refuses what has no identity before anything is trained
+        identify(cell.algorithm)                             # refuses what has no identity before anything is trained
     seeds = list(dict.fromkeys(c.seed for c in cells))
     pairs = list(dict.fromkeys((c.forget, c.seed) for c in cells))
     originals = study.try_compute(made.original, [(seed,) for seed in seeds], "original models")
