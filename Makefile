@@ -52,10 +52,10 @@ paper: $(READY)
 	@$(PYTHON) -m rumlib.lab.run $(PROFILE) "" "$(MINUTES)" "$(FROM)"
 
 publish: $(READY)
-	@$(PYTHON) -m rumlib.lab.publish $(PROFILE)
+	@$(PYTHON) -m rumlib.lab.results $(PROFILE)
 
 unpack: $(READY)
-	@$(PYTHON) -m rumlib.lab.publish $(PROFILE) "$(or $(FROM),figures/$(PROFILE)/results)"
+	@$(PYTHON) -m rumlib.lab.results $(PROFILE) "$(or $(FROM),figures/$(PROFILE)/results)"
 
 grid: $(READY)
 	@$(PYTHON) -m rumlib.lab.run "$(PROFILES)" "$(SEEDS)" "$(MINUTES)"

@@ -19,9 +19,8 @@ from hypothesis import given
 import rumlib as rum
 from rumlib.lab import memo, results
 from rumlib.lab.memo import NotPublished, TimeIsUp
-from rumlib.lab.publish import main as publishing
-from rumlib.lab.publish import publish, unpack
-from rumlib.lab.results import Packed, about, opened, pack
+from rumlib.lab.results import Packed, about, opened, pack, publish, unpack
+from rumlib.lab.results import main as publishing
 from rumlib.lab.run import main as paper
 
 TINY = replace(
@@ -128,7 +127,7 @@ def test_what_was_packed_comes_back_bit_by_bit(done):
 def test_the_same_cells_give_the_same_bytes_and_no_weights(done, tmp_path):
     packing(tmp_path, open_study(done.home))
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert written == {path.name: path.read_bytes() for path in done.results.iterdir()}
+    assert written == {path.name: path.read_bytes() for path in done.packed.iterdir()}
     weights = sum(path.stat().st_size for path in done.home.glob("runs/tiny/cells/*/*.large"))
     assert not [name for name in Packed(tmp_path)._tensors if "bias" in name or "margin" in name] and weights > 0
 
@@ -142,7 +141,7 @@ def test_files_are_cut_at_the_limit_and_old_ones_go(done, tmp_path, monkeypatch)
     assert set(packing(tmp_path, open_study(done.home))["files"]) | {"manifest.json"} == {
         path.name for path in tmp_path.iterdir()}
     monkeypatch.setattr(results, "LIMIT", 1000)
-    with pytest.raises(ValueError, match=r'of one cell do not fit.*return them under "large"'):
+    with pytest.raises(ValueError, match=r'of one result do not fit.*return them as tensors, weights under "large"'):
         packing(tmp_path, open_study(done.home))
 
 
@@ -227,7 +226,7 @@ def test_what_a_cell_is_about_leaves_out_code_and_not_a_field_of_that_name():
                 "study": {"data": ["d"], "model": {"function": "f", "code": "c3", "arguments": "f()"}, "recipe": "r",
                           "device": "cpu", "dtype": "t", "torch": "2", "format": 1}}
     assert about(identity) == {
-        "what": "run", "arguments": {"algorithm": [{"class": "mine.Kind", "fields": {"code": 3}}]},
+        "what": "run", "arguments": {"algorithm": [{"class": "Kind", "fields": {"code": 3}}]},
         "study": {"data": ["d"], "model": {"function": "f", "arguments": "f()"}, "recipe": "r"}}
 
 
@@ -340,10 +339,10 @@ def test_the_commands_say_what_they_did(tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1:] for line in lines[:2]] == [
         ["MiB", f"{tmp_path}/figures/smoke/results/{name}"] for name in ("cells-000.jsonl", "tensors-000.safetensors")]
-    assert lines[2].startswith("1 cells, ")
+    assert lines[2].startswith("1 results, ")
     publishing("smoke", f"{tmp_path}/figures/smoke/results")
     said = capsys.readouterr().out
-    assert "0 cells unpacked into" in said and "ask for 1, and the others are stale" in said
+    assert "0 results unpacked into" in said and "ask for 1, and the others are stale" in said
 
 
 SHIPPED = sorted((Path(__file__).parents[1] / "figures").glob("*/results"))

@@ -28,8 +28,7 @@ from pathlib import Path
 from rumlib.lab import engine
 from rumlib.lab.check import survey
 from rumlib.lab.profiles import profile
-from rumlib.lab.publish import studies
-from rumlib.lab.results import Packed
+from rumlib.lab.results import Packed, studies
 from rumlib.lab.study import find_home
 
 SIDE_BY_SIDE = (os.cpu_count() or 1) + 1                     # notebooks at a time; those of a profile take turns
