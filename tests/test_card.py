@@ -131,22 +131,22 @@ def test_a_card_says_what_was_done(example):
     folder, unlearned, _, forget, retain = example
     card = json.loads((folder / "card.json").read_text())
     assert card["forgotten"] == {"count": 3, "classes": {"0": 1, "1": 1, "2": 1}, "content": forget.digest,
-                                 "index": rum.ForgetSet("mine", torch.tensor([2, 7, 9])).digest}
+                                 "index": rum.ForgetSet("mine", torch.tensor([2, 7, 9])).digest, "first": [2, 7]}
     assert card["retained"]["count"] == 9 and card["retained"]["content"] == retain.digest
     assert (card["algorithm"], card["seed"], card["network"]) == (repr(finetune), 3, "resnet18(num_classes=3)")
     assert card["metrics"] == {"forget": rum.accuracy(unlearned, forget), "retain": rum.accuracy(unlearned, retain),
                                "mia": None}
     assert (card["cost"]["examples"], card["cost"]["steps"], card["cost"]["passes"]) == (9, 3, 1)
     assert card["limits"][-1] == "Twelve images only." and "no trace" in card["limits"][0]
-    text = (folder / "README.md").read_text()
-    for words in ("3 examples (1 of class 0, 1 of class 1, 1 of class 2)", forget.digest, repr(finetune), "seed 3",
+    text = (folder / "CARD.md").read_text()
+    for words in ("3 examples (1 of class 0, 1 of class 1, 1 of class 2, ids 2, 7 ...)", forget.digest, repr(finetune), "seed 3",
                   "| mia | not measured |", "| steps | 3 |", "- Twelve images only."):
         assert words in text
 
 
 def test_weights_are_safetensors_and_nothing_else(example):
     weights = safetensors.torch.load_file(example[0] / "weights.safetensors")
-    assert {path.name for path in example[0].iterdir()} == {"weights.safetensors", "card.json", "README.md"}
+    assert {path.name for path in example[0].iterdir()} == {"weights.safetensors", "card.json", "CARD.md"}
     assert weights.keys() == example[1].state_dict().keys()
 
 
@@ -165,7 +165,7 @@ def test_a_saved_model_replaces_the_one_before(example, tmp_path):
     folder, unlearned, card, *_ = example
     other = rum.build(make_model, 1)
     for model in (other, unlearned):
-        card.save(model, tmp_path)
+        card.save(model, tmp_path, replace=True)
     assert [(tmp_path / name).read_bytes() for name in ("card.json", "weights.safetensors")] == [
         (folder / name).read_bytes() for name in ("card.json", "weights.safetensors")]
 
@@ -181,11 +181,11 @@ def reworded(path):
 
 
 DAMAGE = {
-    "no card": ("card.json", lambda path: path.unlink(), "holds no card.json"),
-    "no weights": ("weights.safetensors", lambda path: path.unlink(), "holds no weights"),
+    "no card": ("card.json", lambda path: path.unlink(), "there is no .*card.json"),
+    "no weights": ("weights.safetensors", lambda path: path.unlink(), "there is no .*weights"),
     "another count": ("card.json", reworded, "changed since"),
-    "no JSON": ("card.json", lambda path: path.write_text("{"), "is no card"),
-    "a list": ("card.json", lambda path: path.write_text("[]"), "is no card"),
+    "no JSON": ("card.json", lambda path: path.write_text("{"), "not the JSON"),
+    "a list": ("card.json", lambda path: path.write_text("[]"), "where names and values belong"),
     "a flipped bit": ("weights.safetensors", flip, "damaged"),
 }
 

@@ -32,9 +32,9 @@ def read(path: Path, most: int, *, links: bool = False) -> bytes:
     if not stat.S_ISREG(found.st_mode):                      # to open a pipe would wait for ever
         raise ValueError(f"{path} is a link, folder, pipe or device; put the file itself there")
     if found.st_size > most:
-        raise ValueError(f"{path} has {found.st_size} bytes; at most {most} are read")
+        raise ValueError(f"{path} is larger than what belongs there: {found.st_size} bytes; at most {most} are read")
     with open(path, "rb") as file:
-        return file.read(most)
+        return file.read(found.st_size)
 
 
 def parse(data: bytes, where: object) -> object:

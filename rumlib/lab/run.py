@@ -16,15 +16,20 @@ have room for that, and leave them out.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from rumlib.device import pick
 from rumlib.lab import engine
 from rumlib.lab.check import survey
 from rumlib.lab.profiles import profile
@@ -32,6 +37,8 @@ from rumlib.lab.results import Packed, studies
 from rumlib.lab.study import find_home
 
 SIDE_BY_SIDE = (os.cpu_count() or 1) + 1                     # notebooks at a time; those of a profile take turns
+ON_CUDA = 4                                                  # each has a context there, which takes half a gigabyte
+FULL = (errno.ENOSPC, errno.EDQUOT)
 LEFT = 75                                                    # exit status: the time was up
 ENDS = ("TimeIsUp", "Stopped", "NotPublished")               # errors that say all in one line (`rumlib.lab.memo`)
 
@@ -82,29 +89,81 @@ def execute(runs: list[Run], home: Path) -> None:
     from papermill.exceptions import PapermillExecutionError
 
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    engine.share()
-    sources, ends = sorted((home / "notebooks").glob("[0-9]*.ipynb")), {}
+    stages, ends = plan_stages(runs, home), {}
+    on_cuda = any(pick(profile(run.profile).device).type == "cuda" for run in runs)
+    at_once = min(SIDE_BY_SIDE, ON_CUDA) if on_cuda else SIDE_BY_SIDE
+    with ExitStack() as stack:
+        for run in runs:
+            stack.enter_context(alone(run.folder))
+        stack.enter_context(telling_damage(runs, home))
+        engine.share()
+        for stage in stages:
+            with ThreadPoolExecutor(at_once) as pool:
+                started = {f"{run.folder.name} {source.stem}": pool.submit(run.execute, source, place)
+                           for run in runs for place, source in enumerate(stage)
+                           if profile(run.profile).includes(source.stem)}
+                for name, done in started.items():
+                    try:
+                        done.result()
+                    except (PapermillExecutionError, OSError) as problem:
+                        ends[name] = why(problem)
+            if ends:
+                say_why(ends, runs, home)
+    for run in runs:
+        print(f"Executed notebooks: {run.folder}/   figures and tables: {run.figures / run.profile}/")
+
+
+def plan_stages(runs: list[Run], home: Path) -> tuple[list[Path], list[Path]]:
+    """The notebooks, and after them the last one, which gathers what the others have written. Raises FileNotFoundError
+    where there are none."""
+    sources = sorted((home / "notebooks").glob("[0-9]*.ipynb"))
+    if not sources:
+        raise FileNotFoundError(f"there are no numbered notebooks in {home / 'notebooks'}: run this in the folder of the "
+                                f"project, or name it in RUM_HOME")
     if runs[0].told:
         live = [source for source in sources if is_live(source)]
         sources = [source for source in sources if source not in live]
         print(f"Left out, as they train models themselves: {', '.join(source.stem for source in live) or 'none'}")
-    *sources, last = sources
-    for stage in (sources, [last]):                          # the last one gathers what the others have written
-        with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-            started = {f"{run.folder.name} {source.stem}": pool.submit(run.execute, source, place)
-                       for run in runs for place, source in enumerate(stage)
-                       if profile(run.profile).includes(source.stem)}
-            for name, done in started.items():
-                try:
-                    done.result()
-                except PapermillExecutionError as problem:
-                    if problem.ename not in ENDS:
-                        raise
-                    ends[name] = problem
-        if ends:
-            say_why(ends, runs, home)
-    for run in runs:
-        print(f"Executed notebooks: {run.folder}/   figures and tables: {run.figures / run.profile}/")
+    return sources[:-1], sources[-1:]
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the folder of a run: two that execute the same notebooks would move each other's files away. Raises
+    ValueError, naming the other process, where it is held. The system gives it back when a process ends, even killed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / ".running"
+    try:
+        with FileLock(folder / ".running.lock", blocking=False):
+            note.write_text(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+            yield
+    except Timeout:
+        who = note.read_text() if note.exists() else "another process"
+        raise ValueError(f"{folder} is in use by {who}: wait until it has ended, or stop it and start this again (what it "
+                         f"has finished is kept)") from None
+
+
+@contextmanager
+def telling_damage(runs: list[Run], home: Path) -> Iterator[None]:
+    """At the end, also after an error, say what else only the notebooks say: results that were damaged, or failed."""
+    folders = [home / "runs" / p.name / "cells" for which in dict.fromkeys(run.profile for run in runs)
+               for p in (profile(which), profile(which).for_classes())]
+
+    def found(ending: str) -> dict[Path, int]:               # renaming changes the time of the entry, not of the content
+        return {path: path.stat().st_ctime_ns for folder in folders for path in folder.glob(f"*/*.{ending}")}
+
+    damaged = found("damaged")
+    try:
+        yield
+    finally:
+        new = {path.with_name(path.name.partition(".")[0]) for path, when in found("damaged").items()
+               if damaged.get(path) != when}
+        if new:
+            print(f"{len(new)} damaged results were set aside and are computed again: *.damaged in "
+                  f"{', '.join(sorted({str(path.parent) for path in new}))}; if this goes on, check the disk")
+        if failed := found("failed"):
+            print(f"{len(failed)} results failed, and the next run tries them again: make status says why")
 
 
 def is_live(source: Path) -> bool:
@@ -114,11 +173,22 @@ def is_live(source: Path) -> bool:
     return any("live" in cell.metadata.get("tags", ()) for cell in nbformat.read(source, as_version=4).cells)
 
 
-def say_why(ends: Mapping[str, Exception], runs: list[Run], home: Path) -> None:
+def why(problem: Exception) -> tuple[str, str]:
+    """The name of what ended a notebook, and the line that says what to do. Raises the error if one line is not enough.
+    """
+    name, told = getattr(problem, "ename", "OSError"), getattr(problem, "evalue", str(problem))
+    if name in ENDS:
+        return name, told
+    if name == "OSError" and any(f"[Errno {number}]" in told for number in FULL):
+        return name, f"the disk is full: {told}. Make room and run again; what is finished is kept"
+    raise problem
+
+
+def say_why(ends: Mapping[str, tuple[str, str]], runs: list[Run], home: Path) -> None:
     """Raise SystemExit: with LEFT where it was the time alone."""
-    for name, problem in ends.items():
-        print(f"{name}: {problem.evalue}", file=sys.stderr)
-    if {problem.ename for problem in ends.values()} != {"TimeIsUp"}:
+    for name, (_, line) in ends.items():
+        print(f"{name}: {line}", file=sys.stderr)
+    if {kind for kind, _ in ends.values()} != {"TimeIsUp"}:
         sys.exit(1)
     for which in dict.fromkeys(run.profile for run in runs):
         for study in studies(which, home):

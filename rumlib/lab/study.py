@@ -35,6 +35,7 @@ from rumlib.device import pick
 from rumlib.lab import engine
 from rumlib.lab.memo import FORMAT, Failure, Memoized, digest_of, factory, identify, memoized, notebook
 from rumlib.lab.profiles import Profile, profile
+from rumlib.lab.results import opened
 from rumlib.lab.tuning import FOLDER, search, tuned, write
 from rumlib.metrics import Evaluation, accuracies, class_accuracies, class_mia, evaluate, evaluation, jensen_shannon
 from rumlib.models import build
@@ -150,10 +151,7 @@ class Study(Memoized):
         super().__init__(self.home / "runs" / self.profile.name, workers=self.profile.workers, quiet=quiet)
         self.started = time.time()
         self.splits: dict[str, str] = {}
-        if os.environ.get("RUM_FROM"):
-            from rumlib.lab.results import opened            # here: it knows studies itself
-
-            self.published = opened(Path(os.environ["RUM_FROM"]))
+        self.published = opened(Path(os.environ["RUM_FROM"])) if os.environ.get("RUM_FROM") else None
         engine.engine()
         torch.set_num_threads(1)                             # parallel work is done by processes
 
