@@ -1,8 +1,7 @@
 """Your own model: what to forget from a file of ids, and the unlearned weights with a card that says what was done.
 
     train = from_dataset(my_dataset)                         # any torch Dataset; or Examples(x, y, index=ids)
-    mask = forget_ids("forget.csv", train)                   # a column "id" of numbers as in train.index
-    forget, retain = train.split(mask)
+    forget, retain = train.split(forget_ids("forget.csv", train))        # a column "id" of numbers as in train.index
     with cost() as spent:
         unlearned = algorithm(model, forget, retain, seed=0)
     card = Card.of(algorithm, forget, retain, network=make_model, seed=0, spent=spent,
@@ -51,7 +50,7 @@ class Card:
     forgotten  and retained: count, per class, hash of the content, hash of the sorted index; the first ids forgotten
     cost       of unlearning: examples, steps, seconds, passes; metrics: name -> number, None where there is none
     limits     what the card does not promise, the general ones and yours
-    remarks    metric or cost without a number -> why: "not measured" (NaN), "infinite"
+    remarks    name of a metric or cost without a number -> why: "not measured" (NaN), "infinite"
     """
 
     network: str
@@ -69,7 +68,7 @@ class Card:
     def of(cls, algorithm: Callable, forget: Examples, retain: Examples, *, network: Factory, seed: int, spent: Cost,
            metrics: Mapping[str, float], limits: tuple[str, ...] = ()) -> Card:
         """The card of `algorithm(model, forget, retain, seed=seed)`. Raises ValueError without any metric, where the
-        sets overlap, or for an algorithm whose text is an address (make it a frozen dataclass)."""
+        sets overlap, or for an algorithm whose text is an address; TypeError for a metric that is no number."""
         if not metrics:
             raise ValueError("a card without metrics says nothing of what was reached: give metrics=, e.g. "
                              "accuracies(unlearned, {'forget': forget, 'retain': retain, 'test': test})")
@@ -77,30 +76,29 @@ class Card:
             if "<" in text or " at 0x" in text:
                 raise ValueError(f"{text} does not say what it is; make it a frozen dataclass, or a function defined "
                                  f"at the top of a file")
-        if isinstance(limits, str):
-            raise TypeError(f"limits= takes sentences in a tuple; got {limits!r}: write ({limits!r},)")
+        if isinstance(limits, str) or not hasattr(seed, "__index__"):
+            raise TypeError(f"limits= takes a tuple of sentences and seed= a whole number; got {limits!r} and {seed!r}")
         check_disjoint(forget, retain)
-        told, taken = numbers(metrics, "metrics"), numbers(asdict(spent), "spent")
-        remarks = {name: "not measured" if math.isnan(value) else "infinite"
-                   for name, value in (told | taken).items() if not math.isfinite(value)}
-        told, taken = ({name: None if name in remarks else value for name, value in side.items()}
-                       for side in (told, taken))
-        first = forget.index[:min(FIRST, len(forget) - 1)].tolist()
+        remarks, told, taken = {}, _finite(metrics), _finite(asdict(spent))
+        for name, value in (dict(metrics) | asdict(spent)).items():
+            if not math.isfinite(value):
+                remarks[name] = "not measured" if math.isnan(value) else "infinite"
+        first = forget.index[:min(FIRST, len(forget) - 1)].tolist()              # never all of them
         return cls(describe(network), repr(algorithm), operator.index(seed), {**facts(forget), "first": first},
                    facts(retain), taken, told, (*LIMITS, *limits),
                    {"rumlib": PACKAGE.whole, "torch": version("torch")}, remarks)
 
     def save(self, model: nn.Module, folder: str | Path, *, replace: bool = False) -> Path:
         """Write the weights and the card, as JSON and as Markdown, into a folder of their own. Each file is there as a
-        whole or not at all. Raises ValueError where the folder holds anything else, or another card, unless `replace`
-        says that the card there may go."""
-        folder, model = Path(folder), getattr(model, "_orig_mod", model)         # behind torch.compile
+        whole or not at all. Raises ValueError where the folder holds something else, or, unless `replace` says that it
+        may go, another card."""
+        folder, model = Path(folder), getattr(model, "_orig_mod", model)         # of torch.compile
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        held = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.is_dir() else set()
-        if folder.exists() and not folder.is_dir() or held and CARD not in held:
-            raise ValueError(f"{folder} holds {files.brief(min(held, default='a file'))}, which is no part of a card: "
-                             f"give a folder that is empty or not there yet")
+            model = model.module                             # its weights under the names that the network has alone
+        held = [path.name for path in folder.glob("[!.]*")] if folder.is_dir() else ["a file"] * folder.exists()
+        if held and CARD not in held:
+            raise ValueError(f"{folder} holds {min(held)!r}, which is no part of a card: give a folder that is empty, "
+                             f"or not there yet")
         if held and not replace:
             raise ValueError(f"{folder} holds another card: give another folder, or replace=True")
         data = safetensors.torch.save({name: value.detach().cpu().contiguous().clone()   # weights may be shared
@@ -116,23 +114,23 @@ class Card:
         """The model, in evaluation mode, and its card. Raises FileNotFoundError or ValueError where a file is missing
         or damaged, or where the weights are of another network than that of `make_model`."""
         folder = Path(folder)
-        if not callable(make_model) or isinstance(make_model, nn.Module):
-            raise TypeError(f"{type(make_model).__name__} is no function that makes the network; give one, as "
+        if isinstance(make_model, nn.Module) or not callable(make_model):
+            raise TypeError(f"a {type(make_model).__name__} is no function that makes the network; give one, as "
                             f"functools.partial(mlp, classes=10)")
-        kept, model = _parse(folder / CARD), build(make_model, 0)         # `build` leaves the random state as it was
-        most = sum(8 * value.numel() + 1024 for value in model.state_dict().values()) + 2**28    # or it is no card's
+        kept, model = _parse(folder / CARD), build(make_model, 0)
+        most = sum(8 * value.numel() + 1024 for value in model.state_dict().values()) + 2**28
         data = files.read(folder / WEIGHTS, most, links=True)
         if hashlib.sha256(data).hexdigest() != kept.pop("weights"):
             raise ValueError(f"{folder / WEIGHTS} is damaged, or not what {CARD} was written for")
         try:
             weights = safetensors.torch.load(data)
         except Exception as problem:                         # its own, KeyError, ValueError: it promises none
-            raise ValueError(f"{folder / WEIGHTS} holds no weights in the format of safetensors: {problem}") from problem
+            raise ValueError(f"{folder / WEIGHTS} holds no weights as safetensors keeps them: {problem}") from problem
         try:
             model.load_state_dict(weights)
         except RuntimeError as problem:
-            raise ValueError(f"the weights in {folder} are of {kept['network'][:150]}, and {describe(make_model)[:100]} "
-                             f"makes another network: {problem}") from problem
+            raise ValueError(f"the weights in {folder} are of {kept['network'][:150]}, and "
+                             f"{describe(make_model)[:100]} makes another network: {problem}") from problem
         return model.eval(), cls(**{**kept, "limits": tuple(kept.get("limits", LIMITS))})
 
     def markdown(self) -> str:
@@ -158,14 +156,6 @@ class Card:
             "Made with " + ", ".join(f"{name} `{which}`" for name, which in self.versions.items()) + ".\n"])
 
 
-def numbers(values: Mapping, what: str) -> dict[str, float]:
-    """Names and plain numbers. Raises TypeError for what is no number."""
-    for name, value in values.items():
-        if isinstance(value, bool | str) or not hasattr(value, "__float__"):
-            raise TypeError(f"{what}[{name!r}] is {files.brief(value)}; give a number, or leave it out")
-    return {name: value if isinstance(value, int) else float(value) for name, value in values.items()}
-
-
 def facts(examples: Examples) -> dict:
     """What a card says of a set: its size, examples per class, and hashes (of the sorted index: `ForgetSet.digest`)."""
     classes, counts = examples.y.unique(return_counts=True)
@@ -173,17 +163,27 @@ def facts(examples: Examples) -> dict:
             "content": examples.digest, "index": digest(examples.index.sort().values)}
 
 
+def _finite(values: Mapping) -> dict[str, float | None]:
+    """As JSON has them: None for NaN and infinity."""
+    for name, value in values.items():
+        if isinstance(value, bool | str) or not hasattr(value, "__float__"):
+            raise TypeError(f"{name!r} is {files.brief(value)}; give a number, or leave it out")
+    return {name: None if not math.isfinite(value) else value if isinstance(value, int) else float(value)
+            for name, value in values.items()}
+
+
 def _parse(path: Path) -> dict:
-    """What a card says, without its checksum; what cards of older versions lack is left out."""
+    """What a card says, without its checksum. Those of older versions have no remarks."""
     kept = files.check(files.parse(files.read(path, 2**20, links=True), path), {"checksum": str}, path, more=True)
     if kept.pop("checksum") != digest_of(kept):
         raise ValueError(f"{path} was changed since it was written: its checksum does not fit")
-    kinds = {"int": int, "str": str, "tuple[str, ...]": list}
-    files.check(kept, {"weights": str} | {f.name: kinds.get(f.type, dict) for f in fields(Card) if f.name in kept or (
-        f.default is MISSING and f.default_factory is MISSING)}, path)
+    types = {f.name: {"int": int, "str": str, "tuple[str, ...]": list}.get(f.type, dict) for f in fields(Card)
+             if f.name in kept or (f.default is MISSING and f.default_factory is MISSING)}
+    files.check(kept, {**types, "weights": str}, path)
     for part in ("forgotten", "retained"):
         files.check(kept[part], {"count": int, "classes": dict, "content": str, "index": str}, part, more=True)
     for part in ("metrics", "cost"):
         files.check(kept[part], dict.fromkeys(kept[part], (int, float, type(None))), part)
-    files.check(dict(enumerate(kept.get("limits", ()))), dict.fromkeys(range(len(kept.get("limits", ()))), str), "limits")
+    limits = dict(enumerate(kept.get("limits", ())))
+    files.check(limits, dict.fromkeys(limits, str), "limits")
     return kept

@@ -27,18 +27,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from rumlib.device import pick
-from rumlib.lab import engine
+from rumlib.lab import engine, files
 from rumlib.lab.check import survey
 from rumlib.lab.profiles import profile
-from rumlib.lab.results import Packed, studies
+from rumlib.lab.results import Published, studies
 from rumlib.lab.study import find_home
 
 SIDE_BY_SIDE = (os.cpu_count() or 1) + 1                     # notebooks at a time; those of a profile take turns
 ON_CUDA = 4                                                  # each has a context there, which takes half a gigabyte
-FULL = (errno.ENOSPC, errno.EDQUOT)
 LEFT = 75                                                    # exit status: the time was up
 ENDS = ("TimeIsUp", "Stopped", "NotPublished")               # errors that say all in one line (`rumlib.lab.memo`)
 
@@ -89,16 +86,16 @@ def execute(runs: list[Run], home: Path) -> None:
     from papermill.exceptions import PapermillExecutionError
 
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    stages, ends = plan_stages(runs, home), {}
+    *sources, last = numbered(home, with_live=not runs[0].told)
     on_cuda = any(pick(profile(run.profile).device).type == "cuda" for run in runs)
-    at_once = min(SIDE_BY_SIDE, ON_CUDA) if on_cuda else SIDE_BY_SIDE
     with ExitStack() as stack:
         for run in runs:
-            stack.enter_context(alone(run.folder))
+            stack.enter_context(files.hold(run.folder))
         stack.enter_context(telling_damage(runs, home))
         engine.share()
-        for stage in stages:
-            with ThreadPoolExecutor(at_once) as pool:
+        for stage in (sources, [last]):                      # the last one gathers what the others have written
+            ends = {}
+            with ThreadPoolExecutor(ON_CUDA if on_cuda else SIDE_BY_SIDE) as pool:
                 started = {f"{run.folder.name} {source.stem}": pool.submit(run.execute, source, place)
                            for run in runs for place, source in enumerate(stage)
                            if profile(run.profile).includes(source.stem)}
@@ -106,64 +103,43 @@ def execute(runs: list[Run], home: Path) -> None:
                     try:
                         done.result()
                     except (PapermillExecutionError, OSError) as problem:
-                        ends[name] = why(problem)
+                        ends[name] = in_one_line(problem)
             if ends:
                 say_why(ends, runs, home)
     for run in runs:
         print(f"Executed notebooks: {run.folder}/   figures and tables: {run.figures / run.profile}/")
 
 
-def plan_stages(runs: list[Run], home: Path) -> tuple[list[Path], list[Path]]:
-    """The notebooks, and after them the last one, which gathers what the others have written. Raises FileNotFoundError
-    where there are none."""
+def numbered(home: Path, *, with_live: bool) -> list[Path]:
+    """The notebooks in their order. Raises FileNotFoundError where there are none."""
     sources = sorted((home / "notebooks").glob("[0-9]*.ipynb"))
-    if not sources:
-        raise FileNotFoundError(f"there are no numbered notebooks in {home / 'notebooks'}: run this in the folder of the "
-                                f"project, or name it in RUM_HOME")
-    if runs[0].told:
-        live = [source for source in sources if is_live(source)]
-        sources = [source for source in sources if source not in live]
+    live = [] if with_live else [source for source in sources if is_live(source)]
+    if not with_live:
         print(f"Left out, as they train models themselves: {', '.join(source.stem for source in live) or 'none'}")
-    return sources[:-1], sources[-1:]
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold the folder of a run: two that execute the same notebooks would move each other's files away. Raises
-    ValueError, naming the other process, where it is held. The system gives it back when a process ends, even killed.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    note = folder / ".running"
-    try:
-        with FileLock(folder / ".running.lock", blocking=False):
-            note.write_text(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-            yield
-    except Timeout:
-        who = note.read_text() if note.exists() else "another process"
-        raise ValueError(f"{folder} is in use by {who}: wait until it has ended, or stop it and start this again (what it "
-                         f"has finished is kept)") from None
+    if len(sources) == len(live):
+        raise FileNotFoundError(f"no numbered notebooks to run in {home / 'notebooks'}: run this in the folder of the "
+                                f"project, or name it in RUM_HOME")
+    return [source for source in sources if source not in live]
 
 
 @contextmanager
 def telling_damage(runs: list[Run], home: Path) -> Iterator[None]:
-    """At the end, also after an error, say what else only the notebooks say: results that were damaged, or failed."""
-    folders = [home / "runs" / p.name / "cells" for which in dict.fromkeys(run.profile for run in runs)
-               for p in (profile(which), profile(which).for_classes())]
+    """At the end, also after an error, say what else the notebooks alone say: which results were damaged, or failed."""
+    names = {p.name for run in runs for p in (profile(run.profile), profile(run.profile).for_classes())}
 
-    def found(ending: str) -> dict[Path, int]:               # renaming changes the time of the entry, not of the content
-        return {path: path.stat().st_ctime_ns for folder in folders for path in folder.glob(f"*/*.{ending}")}
+    def found(ending: str) -> set[tuple[Path, int]]:         # what is renamed has another ctime, and the same mtime
+        paths = (path for name in names for path in (home / "runs" / name).glob(f"*/*/*.{ending}"))
+        return {(path, path.stat().st_ctime_ns) for path in paths}
 
-    damaged = found("damaged")
+    before = found("damaged")
     try:
         yield
     finally:
-        new = {path.with_name(path.name.partition(".")[0]) for path, when in found("damaged").items()
-               if damaged.get(path) != when}
-        if new:
-            print(f"{len(new)} damaged results were set aside and are computed again: *.damaged in "
-                  f"{', '.join(sorted({str(path.parent) for path in new}))}; if this goes on, check the disk")
+        if new := {path.parent / path.name.partition(".")[0] for path, _ in found("damaged") - before}:
+            print(f"{len(new)} damaged results were set aside (*.damaged) to be computed again, e.g. {min(new)}: if "
+                  f"this happens often, check the disk")
         if failed := found("failed"):
-            print(f"{len(failed)} results failed, and the next run tries them again: make status says why")
+            print(f"{len(failed)} results failed, e.g. {min(failed)[0]}: the next run tries them again")
 
 
 def is_live(source: Path) -> bool:
@@ -173,15 +149,14 @@ def is_live(source: Path) -> bool:
     return any("live" in cell.metadata.get("tags", ()) for cell in nbformat.read(source, as_version=4).cells)
 
 
-def why(problem: Exception) -> tuple[str, str]:
-    """The name of what ended a notebook, and the line that says what to do. Raises the error if one line is not enough.
-    """
+def in_one_line(problem: Exception) -> tuple[str, str]:
+    """The name of what ended a notebook, and what to do. Raises the error again if that takes more than one line."""
     name, told = getattr(problem, "ename", "OSError"), getattr(problem, "evalue", str(problem))
-    if name in ENDS:
-        return name, told
-    if name == "OSError" and any(f"[Errno {number}]" in told for number in FULL):
-        return name, f"the disk is full: {told}. Make room and run again; what is finished is kept"
-    raise problem
+    if name == "OSError" and any(f"[Errno {number}]" in told for number in (errno.ENOSPC, errno.EDQUOT)):
+        return name, f"the disk is full ({told}): make room and run again; what is finished is kept"
+    if name not in ENDS:
+        raise problem
+    return name, told
 
 
 def say_why(ends: Mapping[str, tuple[str, str]], runs: list[Run], home: Path) -> None:
@@ -211,9 +186,10 @@ def main(profiles: str = "laptop", seeds: str = "", minutes: str = "", published
             raise ValueError(f"MINUTES must be a number, as in MINUTES=8; got {minutes!r}")
         told["RUM_UNTIL"] = str(time.time() + 60 * float(minutes))
     if published:
-        told["RUM_FROM"] = str(Packed(Path(published)).folder.resolve())         # says at once if they are damaged
+        told["RUM_FROM"] = str(Published(Path(published)).folder.resolve())         # says at once if they are damaged
     numbers = [int(number) for number in seeds.split()] or [None]
-    execute([Run(name, number, home, tuple(told.items())) for name in profiles.split() for number in numbers], home)
+    runs = [Run(name, number, home, tuple(told.items())) for name in profiles.split() for number in numbers]
+    execute(list(dict.fromkeys(runs)), home)
 
 
 if __name__ == "__main__":
