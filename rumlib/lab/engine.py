@@ -37,7 +37,7 @@ from rumlib.lab.codehash import PACKAGE
 
 ENGINES = ("loky", "serial", "dask")
 CONNECT, ANSWER = 5, 20                                      # seconds; to import torch may take ten
-CODE = "rumlib.lab.codehash:PACKAGE.whole"                           # what all processes must have in common
+CODE = "rumlib.lab.codehash:PACKAGE.whole"                   # what all processes must have in common
 
 
 def engine() -> str:
@@ -102,8 +102,8 @@ def _given_up(often: str, left: int, tasks: int, workers: int) -> str:
 def _on_dask(function: Callable, tasks: list[tuple], workers: int, gpu: bool,
              again: Callable) -> Iterator[tuple[int, object]]:
     address = os.environ.get("DASK_SCHEDULER_ADDRESS")
-    client = _client(address, None if address else effective_n_jobs(workers))
-    _alike(client, gpu)
+    client = CLIENTS(address, None if address else effective_n_jobs(workers))
+    check_same_code(client, gpu)
     from distributed import CancelledError, KilledWorker, as_completed
 
     futures = [client.submit(_one, function, k, task, pure=False, resources={"GPU": 1} if gpu else None)
@@ -128,18 +128,22 @@ def _on_dask(function: Callable, tasks: list[tuple], workers: int, gpu: bool,
 def share() -> None:
     """Let all processes that are started from here on send their work to one cluster, if it is Dask's."""
     if engine() == "dask" and "DASK_SCHEDULER_ADDRESS" not in os.environ:
-        os.environ["DASK_SCHEDULER_ADDRESS"] = _client(None, effective_n_jobs(-1)).scheduler.address
+        os.environ["DASK_SCHEDULER_ADDRESS"] = CLIENTS(None, effective_n_jobs(-1)).scheduler.address
 
 
-_clients: dict[tuple, object] = {}
+class Clients(dict):
+    """The connections of this process, one for all of its runs: (address, workers) -> to the scheduler there, or to a
+    cluster of so many workers here. They live as long as the process; it would take seconds to make one for each run.
+    """
+
+    def __call__(self, address: str | None, workers: int | None):
+        known = self.get((address, workers))
+        if known is None or known.status == "closed":        # where a scheduler has gone there may be a new one
+            known = self[address, workers] = _connect(address, workers)
+        return known
 
 
-def _client(address: str | None, workers: int | None):
-    """A connection, one for all runs of this process, to that scheduler, or to a cluster of so many workers here."""
-    known = _clients.get((address, workers))
-    if known is None or known.status == "closed":            # where a scheduler has gone there may be a new one
-        known = _clients[address, workers] = _connect(address, workers)
-    return known
+CLIENTS = Clients()
 
 
 def _connect(address: str | None, workers: int | None):
@@ -148,15 +152,12 @@ def _connect(address: str | None, workers: int | None):
     except ImportError as problem:
         raise ImportError('RUM_ENGINE=dask needs Dask: pip install "rumlib[dask]"') from problem
 
-    if address is None:
-        # As processes of loky: no limit of memory, no web page.
+    if address is None:                                      # as processes of loky: no limit of memory, no web page
         cluster = LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address=None)
         return Client(cluster, set_as_default=False)
 
-    # First, since a Client waits for ever where something else listens, and one that failed can block the next one.
-    async def knock():
-        keys = Security().get_connection_args("client")
-        comm = await asyncio.wait_for(connect(address, **keys), CONNECT)
+    async def knock():                                       # a Client waits for ever where something else listens
+        comm = await asyncio.wait_for(connect(address, **Security().get_connection_args("client")), CONNECT)
         await comm.close()
 
     try:
@@ -168,20 +169,19 @@ def _connect(address: str | None, workers: int | None):
                            f"leave the variable unset for a cluster on this machine") from problem
 
 
-def _alike(client, gpu: bool) -> None:
+def check_same_code(client, gpu: bool) -> None:
     """Raise RuntimeError, naming the remedy, unless scheduler and workers run the code that this process does (they
     would try for ever to import it) and the workers are as they should be."""
-    async def codes():
-        try:                                                 # by a function that can be had without rumlib
-            yield "the scheduler", await client.run_on_scheduler(pkgutil.resolve_name, CODE)
-        except (ImportError, AttributeError) as problem:
-            yield "the scheduler", problem
-        await client.wait_for_workers(1)
-        for worker, code in (await client.run(pkgutil.resolve_name, CODE, on_error="return")).items():
-            yield f"worker {worker}", code
-
     async def check():
-        async for who, code in codes():
+        try:                                                 # by a function that can be had without rumlib
+            found = {"the scheduler": await client.run_on_scheduler(pkgutil.resolve_name, CODE)}
+        except (ImportError, AttributeError) as problem:
+            found = {"the scheduler": problem}
+        if found["the scheduler"] == PACKAGE.whole:
+            await client.wait_for_workers(1)
+            codes = await client.run(pkgutil.resolve_name, CODE, on_error="return")
+            found |= {f"worker {worker}": code for worker, code in codes.items()}
+        for who, code in found.items():
             if code != PACKAGE.whole:
                 raise RuntimeError(f"{who} of {address} runs another rumlib than this process, {code!r} and not "
                                    f"{PACKAGE.whole!r}: install the same version there and start it again")
