@@ -142,7 +142,8 @@ def test_a_card_says_what_was_done(example):
     assert (card["cost"]["examples"], card["cost"]["steps"], card["cost"]["passes"]) == (9, 3, 1)
     assert card["limits"][-1] == "Twelve images only." and "no trace" in card["limits"][0]
     text = (folder / "CARD.md").read_text()
-    for words in ("3 examples (1 of class 0, 1 of class 1, 1 of class 2, ids 2, 7 ...)", forget.digest, repr(finetune), "seed 3",
+    for words in ("3 examples (1 of class 0, 1 of class 1, 1 of class 2, ids 2, 7 ...)", forget.digest, repr(finetune),
+                  "seed 3",
                   "| mia | not measured |", "| steps | 3 |", "- Twelve images only."):
         assert words in text
 

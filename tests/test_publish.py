@@ -231,8 +231,8 @@ def test_what_a_cell_is_about_leaves_out_code_and_not_a_field_of_that_name():
                 "study": {"data": ["d"], "model": {"function": "f", "code": "c3", "arguments": "f()"}, "recipe": "r",
                           "device": "cpu", "dtype": "t", "torch": "2", "format": 1}}
     assert about(identity) == {
-        "what": "run", "arguments": {"algorithm": [{"class": "Kind", "code": None, "fields": {"code": 3}}]},
-        "study": {"data": ["d"], "model": {"function": "f", "code": None, "arguments": "f()"}, "recipe": "r"}}
+        "what": "run", "arguments": {"algorithm": [{"class": "Kind", "fields": {"code": 3}}]},
+        "study": {"data": ["d"], "model": {"function": "f", "arguments": "f()"}, "recipe": "r"}}
 
 
 # -- Names ------------------------------------------------------------------------------------------------------------

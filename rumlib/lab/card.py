@@ -79,14 +79,11 @@ class Card:
         if isinstance(limits, str) or not hasattr(seed, "__index__"):
             raise TypeError(f"limits= takes a tuple of sentences and seed= a whole number; got {limits!r} and {seed!r}")
         check_disjoint(forget, retain)
-        remarks, told, taken = {}, _finite(metrics), _finite(asdict(spent))
-        for name, value in (dict(metrics) | asdict(spent)).items():
-            if not math.isfinite(value):
-                remarks[name] = "not measured" if math.isnan(value) else "infinite"
+        (told, remarks), (taken, more) = _finite(metrics), _finite(asdict(spent))
         first = forget.index[:min(FIRST, len(forget) - 1)].tolist()              # never all of them
         return cls(describe(network), repr(algorithm), operator.index(seed), {**facts(forget), "first": first},
                    facts(retain), taken, told, (*LIMITS, *limits),
-                   {"rumlib": PACKAGE.whole, "torch": version("torch")}, remarks)
+                   {"rumlib": PACKAGE.whole, "torch": version("torch")}, remarks | more)
 
     def save(self, model: nn.Module, folder: str | Path, *, replace: bool = False) -> Path:
         """Write the weights and the card, as JSON and as Markdown, into a folder of their own. Each file is there as a
@@ -163,13 +160,15 @@ def facts(examples: Examples) -> dict:
             "content": examples.digest, "index": digest(examples.index.sort().values)}
 
 
-def _finite(values: Mapping) -> dict[str, float | None]:
-    """As JSON has them: None for NaN and infinity."""
+def _finite(values: Mapping) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Numbers as JSON has them, None for NaN and infinity, and what these were."""
     for name, value in values.items():
         if isinstance(value, bool | str) or not hasattr(value, "__float__"):
             raise TypeError(f"{name!r} is {files.brief(value)}; give a number, or leave it out")
-    return {name: None if not math.isfinite(value) else value if isinstance(value, int) else float(value)
-            for name, value in values.items()}
+    remarks = {name: "not measured" if math.isnan(value) else "infinite"
+               for name, value in values.items() if not math.isfinite(value)}
+    return {name: None if name in remarks else value if isinstance(value, int) else float(value)
+            for name, value in values.items()}, remarks
 
 
 def _parse(path: Path) -> dict:

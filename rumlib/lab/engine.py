@@ -8,11 +8,9 @@ busy processes with two threads each can be a hundred times slower on two cores.
 
 On a SLURM cluster, with rumlib and the data where all nodes find them (extra `dask`), keep open in one Python:
 
-    from dask_jobqueue import SLURMCluster
-    cluster = SLURMCluster(cores=1, processes=1, memory="8GB", walltime="04:00:00",
-                           job_extra_directives=["--gres=gpu:1"], worker_extra_args=["--resources", "GPU=1"])
-    cluster.scale(jobs=16)                                   # without GPUs: leave the two lists out
-    cluster.wait_for_workers(1)
+    cluster = dask_jobqueue.SLURMCluster(cores=1, processes=1, memory="8GB", walltime="04:00:00",        # and for GPUs:
+        job_extra_directives=["--gres=gpu:1"], worker_extra_args=["--resources", "GPU=1"])
+    cluster.scale(jobs=16)
     cluster.scheduler_address                                # tcp://...
 
 and run in another: RUM_ENGINE=dask DASK_SCHEDULER_ADDRESS=tcp://... make paper. Tasks whose models are on a GPU go to
@@ -54,8 +52,8 @@ def run(function: Callable, tasks: list[tuple], *, workers: int = -1, gpu: bool 
     then, but for Dask, all run in this process, which has one.
 
     Where a worker is killed, what it had not finished is tried again; `again` is told how many tasks that are. Raises
-    RuntimeError, with the remedy, if that happens repeatedly (once more with loky, four times to one task on Dask), and
-    before anything is sent if the processes of a cluster do not run this very code.
+    RuntimeError, with the remedy, if that happens repeatedly, and before anything is sent if the processes of a cluster
+    do not run this very code.
     """
     name = engine()
     if name == "dask" and tasks:
@@ -102,7 +100,7 @@ def _given_up(often: str, left: int, tasks: int, workers: int) -> str:
 def _on_dask(function: Callable, tasks: list[tuple], workers: int, gpu: bool,
              again: Callable) -> Iterator[tuple[int, object]]:
     address = os.environ.get("DASK_SCHEDULER_ADDRESS")
-    client = CLIENTS(address, None if address else effective_n_jobs(workers))
+    client = _client(address, None if address else effective_n_jobs(workers))
     check_same_code(client, gpu)
     from distributed import CancelledError, KilledWorker, as_completed
 
@@ -128,22 +126,19 @@ def _on_dask(function: Callable, tasks: list[tuple], workers: int, gpu: bool,
 def share() -> None:
     """Let all processes that are started from here on send their work to one cluster, if it is Dask's."""
     if engine() == "dask" and "DASK_SCHEDULER_ADDRESS" not in os.environ:
-        os.environ["DASK_SCHEDULER_ADDRESS"] = CLIENTS(None, effective_n_jobs(-1)).scheduler.address
+        os.environ["DASK_SCHEDULER_ADDRESS"] = _client(None, effective_n_jobs(-1)).scheduler.address
 
 
-class Clients(dict):
-    """The connections of this process, one for all of its runs: (address, workers) -> to the scheduler there, or to a
-    cluster of so many workers here. They live as long as the process; it would take seconds to make one for each run.
-    """
-
-    def __call__(self, address: str | None, workers: int | None):
-        known = self.get((address, workers))
-        if known is None or known.status == "closed":        # where a scheduler has gone there may be a new one
-            known = self[address, workers] = _connect(address, workers)
-        return known
+# (address, workers) -> the connection to the scheduler there, or to a cluster of so many workers here: one for all runs
+# of this process, as long as it lives, since to make one takes seconds.
+_CLIENTS: dict[tuple, object] = {}
 
 
-CLIENTS = Clients()
+def _client(address: str | None, workers: int | None):
+    known = _CLIENTS.get((address, workers))
+    if known is None or known.status == "closed":            # where a scheduler has gone there may be a new one
+        known = _CLIENTS[address, workers] = _connect(address, workers)
+    return known
 
 
 def _connect(address: str | None, workers: int | None):
@@ -193,22 +188,18 @@ def check_same_code(client, gpu: bool) -> None:
     except TimeoutError as problem:
         raise RuntimeError(f"the scheduler at {address} has no worker that answers within {ANSWER} s: start workers "
                            f"(dask worker {address} --nthreads 1), or wait until the first one runs") from problem
-    if any(threads > 1 for threads, _ in offers):
-        raise RuntimeError(f"a worker of {address} has {max(offers)[0]} threads; start workers with --nthreads 1, as "
-                           f"many as there are cores")
+    if max(offers)[0] > 1:
+        raise RuntimeError(f"a worker of {address} has {max(offers)[0]} threads; start one --nthreads 1 for each core")
     if gpu and not any(gpus for _, gpus in offers):
         raise RuntimeError(f"the models are on a GPU, and no worker of {address} offers one: start workers with "
                            f"--resources GPU=1, one per GPU, each with its own CUDA_VISIBLE_DEVICES")
 
 
-# -- On the scheduler -------------------------------------------------------------------------------------------------
-
-
 def _offers(dask_scheduler) -> list[tuple[int, float]]:
-    """(threads, GPUs) of each worker."""
+    """On the scheduler: (threads, GPUs) of each worker."""
     return [(worker.nthreads, worker.resources.get("GPU", 0)) for worker in dask_scheduler.workers.values()]
 
 
 def _lost(key: str, dask_scheduler) -> int:
-    """How many workers were lost while they had that task."""
+    """On the scheduler: how many workers were lost while they had that task."""
     return dask_scheduler.tasks[key].suspicious

@@ -56,42 +56,34 @@ RENAMED = {"right": "original_correct", "placed": "embedding_bands", "alike": "m
 # -- Names ------------------------------------------------------------------------------------------------------------
 
 
-def modern(identity: Mapping) -> dict:
+def modern(identity: Mapping, *, code: bool = True) -> dict:
     """An identity under the present names: kinds renamed, classes and functions without the path of their module. One
-    that has the present names stays as it is."""
+    that has the present names stays as it is; `code` says whether hashes of code stay."""
     return {**identity, "what": RENAMED.get(identity["what"], identity["what"]),
-            **{part: _walk(identity[part], _own_name) for part in ("study", "arguments")}}
+            **{part: _modern(identity[part], code) for part in ("study", "arguments")}}
 
 
 def about(identity: Mapping) -> dict:
     """What a result is about: its identity without what has made it."""
-    identity = modern(identity)
-    study = {name: identity["study"][name] for name in ("data", "model", "recipe")}
-    return {"what": identity["what"], "study": _walk(study, _no_code),
-            "arguments": _walk(identity["arguments"], _no_code)}
+    found = modern(identity, code=False)
+    study = {name: found["study"][name] for name in ("data", "model", "recipe")}
+    return {"what": found["what"], "study": study, "arguments": found["arguments"]}
 
 
-def _no_code(key: str, value: object) -> object:
-    return None if key == "code" else value
-
-
-def _walk(value, change):
-    """The value with what `change` makes of the class, function and code of each thing that has code."""
+def _modern(value, code: bool):
     if isinstance(value, list):
-        return [_walk(v, change) for v in value]
+        return [_modern(v, code) for v in value]
     if not isinstance(value, Mapping):
         return value
-    coded = "code" in value and ("class" in value or "function" in value)    # a field may well be called "code"
-    return {name: change(name, v) if coded and name in ("class", "function", "code") else _walk(v, change)
-            for name, v in value.items()}
+    named = "code" in value and ("class" in value or "function" in value)    # a field may well be called "code"
+    return {name: _own_name(v) if named and name in ("class", "function") else _modern(v, code)
+            for name, v in value.items() if code or not named or name != "code"}
 
 
-def _own_name(key: str, dotted: object) -> object:
+def _own_name(dotted: object) -> str:
     """The qualified name in "module.qualified.name": it begins with the first capital, or before "<locals>"."""
-    if key == "code" or not isinstance(dotted, str):
-        return dotted
-    parts = dotted.split(".")
-    starts = [k for k, part in enumerate(parts) if part[:1].isupper() or parts[k + 1:k + 2] == ["<locals>"]]
+    parts = str(dotted).split(".")
+    starts = [k for k, part in enumerate(parts[:-1]) if part[:1].isupper() or parts[k + 1] == "<locals>"]
     return ".".join(parts[min(starts, default=-1):])
 
 
