@@ -84,7 +84,7 @@ def execute(runs: list[Run], home: Path) -> None:
     """Execute the numbered notebooks of these runs. Raises the first error, once all others have ended; SystemExit,
     with what is to be done, where the notebooks themselves are not to blame."""
     *sources, last = numbered(home, with_live=not runs[0].told)
-    from papermill.exceptions import PapermillExecutionError             # takes seconds
+    from papermill.exceptions import PapermillExecutionError  # takes seconds
 
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     on_cuda = any(pick(profile(run.profile).device).type == "cuda" for run in runs)
