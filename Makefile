@@ -52,10 +52,10 @@ paper: $(READY)
 	@$(PYTHON) -m rumlib.lab.run $(PROFILE) "" "$(MINUTES)" "$(FROM)"
 
 publish: $(READY)
-	@$(PYTHON) -m rumlib.lab.publish $(PROFILE)
+	@$(PYTHON) -m rumlib.lab.results $(PROFILE)
 
 unpack: $(READY)
-	@$(PYTHON) -m rumlib.lab.publish $(PROFILE) "$(or $(FROM),figures/$(PROFILE)/results)"
+	@$(PYTHON) -m rumlib.lab.results $(PROFILE) "$(or $(FROM),figures/$(PROFILE)/results)"
 
 grid: $(READY)
 	@$(PYTHON) -m rumlib.lab.run "$(PROFILES)" "$(SEEDS)" "$(MINUTES)"
@@ -80,13 +80,13 @@ plan: $(READY)
 	@$(PYTHON) -m rumlib.lab.plan $(PROFILE) devices=$(DEVICES) tflops=$(TFLOPS)
 
 status: $(READY)
-	@$(PYTHON) -m rumlib.lab.check $(PROFILE)
+	@$(PYTHON) -m rumlib.lab.check status $(PROFILE)
 
 clean-stale: $(READY)
-	@$(PYTHON) -m rumlib.lab.check $(PROFILE) --clean-stale
+	@$(PYTHON) -m rumlib.lab.check clean-stale $(PROFILE)
 
 verify: $(READY)
-	@$(PYTHON) -m rumlib.lab.verify $(or $(FIGURE),$(PROFILE)) $(SAMPLE)
+	@$(PYTHON) -m rumlib.lab.check $(if $(FIGURE),explain $(FIGURE),verify $(PROFILE) $(SAMPLE))
 
 clean:
 	rm -rf runs site figures/smoke

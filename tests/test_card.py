@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 from torchvision.models import resnet18
 
 import rumlib as rum
+from rumlib.lab.memo import digest_of
 
 make_model = partial(resnet18, num_classes=3)
 finetune = rum.Finetune(epochs=1, lr=0.01, batch_size=3)
@@ -105,22 +107,24 @@ def test_a_card_says_what_was_done(example):
     folder, unlearned, _, forget, retain = example
     card = json.loads((folder / "card.json").read_text())
     assert card["forgotten"] == {"count": 3, "classes": {"0": 1, "1": 1, "2": 1}, "content": forget.digest,
-                                 "index": rum.ForgetSet("mine", torch.tensor([2, 7, 9])).digest}
+                                 "index": rum.ForgetSet("mine", torch.tensor([2, 7, 9])).digest,
+                                 "first": [2, 7]}
     assert card["retained"]["count"] == 9 and card["retained"]["content"] == retain.digest
     assert (card["algorithm"], card["seed"], card["network"]) == (repr(finetune), 3, "resnet18(num_classes=3)")
     assert card["metrics"] == {"forget": rum.accuracy(unlearned, forget), "retain": rum.accuracy(unlearned, retain),
                                "mia": None}
     assert (card["cost"]["examples"], card["cost"]["steps"], card["cost"]["passes"]) == (9, 3, 1)
     assert card["limits"][-1] == "Twelve images only." and "no trace" in card["limits"][0]
-    text = (folder / "README.md").read_text()
-    for words in ("3 examples (1 of class 0, 1 of class 1, 1 of class 2)", forget.digest, repr(finetune), "seed 3",
+    text = (folder / "CARD.md").read_text()
+    for words in ("3 examples (1 of class 0, 1 of class 1, 1 of class 2, ids 2, 7 ...)", forget.digest, repr(finetune),
+                  "seed 3",
                   "| mia | not measured |", "| steps | 3 |", "- Twelve images only."):
         assert words in text
 
 
 def test_weights_are_safetensors_and_nothing_else(example):
     weights = safetensors.torch.load_file(example[0] / "weights.safetensors")
-    assert {path.name for path in example[0].iterdir()} == {"weights.safetensors", "card.json", "README.md"}
+    assert {path.name for path in example[0].iterdir()} == {"weights.safetensors", "card.json", "CARD.md"}
     assert weights.keys() == example[1].state_dict().keys()
 
 
@@ -139,9 +143,65 @@ def test_a_saved_model_replaces_the_one_before(example, tmp_path):
     folder, unlearned, card, *_ = example
     other = rum.build(make_model, 1)
     for model in (other, unlearned):
-        card.save(model, tmp_path)
+        card.save(model, tmp_path, replace=True)
     assert [(tmp_path / name).read_bytes() for name in ("card.json", "weights.safetensors")] == [
         (folder / name).read_bytes() for name in ("card.json", "weights.safetensors")]
+
+
+# -- What strangers do with cards -------------------------------------------------------------------------------------
+
+
+def small_card(example, **changes):
+    usual = dict(algorithm=finetune, forget=example[3], retain=example[4], network=make_model, seed=0,
+                 spent=rum.train.Cost(), metrics={"tow": 1.0})
+    return rum.Card.of(**{**usual, **changes})
+
+
+def test_what_has_no_number_is_null_and_a_word(example, tmp_path):
+    card = small_card(example, metrics={"tow": 0.5, "acceleration": float("inf"), "mia": float("nan")})
+    text = (card.save(example[1], tmp_path) / "card.json").read_text()
+    kept = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert kept["metrics"] == {"tow": 0.5, "acceleration": None, "mia": None}
+    assert kept["remarks"] == {"acceleration": "infinite", "mia": "not measured"}
+    assert "| acceleration | infinite |" in card.markdown() and "| mia | not measured |" in card.markdown()
+    assert rum.Card.load(tmp_path, make_model)[1] == card
+
+
+@pytest.mark.parametrize("seed", [np.int64(3), np.uint8(3), torch.tensor(3)], ids=repr)
+def test_a_seed_of_any_integer_type_is_the_same_seed(seed, example):
+    assert small_card(example, seed=seed) == small_card(example, seed=3)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: SimpleNamespace(_orig_mod=model)],
+                         ids=["DataParallel", "as torch.compile does"])
+def test_a_model_behind_a_wrapper_is_saved_under_its_own_names(wrap, example, tmp_path):
+    folder = small_card(example).save(wrap(example[1]), tmp_path)
+    model, _ = rum.Card.load(folder, make_model)
+    assert all(torch.equal(value, example[1].state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("ids, first", [([5], []), ([5, 3], [5]), ([9, 8, 7, 6, 5, 4, 3], [9, 8, 7, 6, 5])])
+def test_a_card_repeats_the_first_ids_of_a_request_and_never_all(ids, first, example):
+    forget, retain = (rum.Examples(torch.rand(len(index), 1, 2, 2), torch.zeros(len(index), dtype=torch.int64), index)
+                      for index in (torch.tensor(ids), torch.arange(100, 110)))
+    card = small_card(example, forget=forget, retain=retain)
+    assert (card.forgotten["first"], card.forgotten["count"]) == (first, len(ids))
+    assert "first" not in card.retained and ("ids" in card.markdown()) == bool(first)
+
+
+def test_loading_leaves_the_random_state_as_it_was(example):
+    before = torch.random.get_rng_state()
+    rum.Card.load(example[0], make_model)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_card_of_an_older_version_has_no_remarks(example, tmp_path):
+    folder = example[2].save(example[1], tmp_path)
+    kept = json.loads((folder / "card.json").read_text())
+    del kept["remarks"], kept["checksum"], kept["forgotten"]["first"]
+    (folder / "card.json").write_text(json.dumps({**kept, "checksum": digest_of(kept)}))
+    found = rum.Card.load(folder, make_model)[1]
+    assert found.remarks == {} and found.metrics == example[2].metrics
 
 
 def flip(path):
@@ -155,11 +215,11 @@ def reworded(path):
 
 
 DAMAGE = {
-    "no card": ("card.json", lambda path: path.unlink(), "holds no card.json"),
-    "no weights": ("weights.safetensors", lambda path: path.unlink(), "holds no weights"),
+    "no card": ("card.json", lambda path: path.unlink(), "there is no .*card.json"),
+    "no weights": ("weights.safetensors", lambda path: path.unlink(), "there is no .*weights"),
     "another count": ("card.json", reworded, "changed since"),
-    "no JSON": ("card.json", lambda path: path.write_text("{"), "is no card"),
-    "a list": ("card.json", lambda path: path.write_text("[]"), "is no card"),
+    "no JSON": ("card.json", lambda path: path.write_text("{"), "not the JSON"),
+    "a list": ("card.json", lambda path: path.write_text("[]"), "where names and values belong"),
     "a flipped bit": ("weights.safetensors", flip, "damaged"),
 }
 

@@ -1,15 +1,22 @@
 """Notebooks, executed headless side by side: one run of a profile, or a grid of them."""
 
+import errno
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+from papermill.exceptions import PapermillExecutionError
 
 import rumlib as rum
+from rumlib.lab import files, run
 from rumlib.lab.memo import digest_of
 
 
@@ -66,7 +73,8 @@ def test_a_run_on_a_cluster_starts_one_for_all_notebooks_and_each_has_its_own_li
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
     seeds = {"00_one": 0, "01_last": 1}
     for path in (home / "notebooks").glob("*.ipynb"):
-        notebook(path, "import os\nfrom pathlib import Path\nimport rumlib as rum\nfrom rumlib.lab.settings import home as find_home\n"
+        notebook(path, "import os\nfrom pathlib import Path\nimport rumlib as rum\n"
+                       "from rumlib.lab.study import find_home\n"
                        f"study = rum.Study(profile, quiet=True)\nstudy.originals([{seeds[path.stem]}])\n"
                        f"(find_home() / '{path.stem}.txt').write_text(os.environ['DASK_SCHEDULER_ADDRESS'])",
                  profile="smoke", seeds=None, quiet=True)
@@ -82,6 +90,111 @@ def test_a_run_on_a_cluster_starts_one_for_all_notebooks_and_each_has_its_own_li
 @pytest.mark.parametrize("arguments, words", [
     (("labtop",), "unknown profile 'labtop'; choose one of smoke, laptop, "),
     (("smoke", "two"), "SEEDS='2 4'; got 'two'"), (("smoke", "0"), "at least 1 seed; got 0")])
-def test_what_cannot_be_run_is_one_line(arguments, words, tmp_path):
-    done = paper(tmp_path, *arguments)
-    assert done.returncode == 1 and done.stdout == "" and words in done.stderr and done.stderr.count("\n") == 1
+def test_what_cannot_be_run_is_one_line(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.setenv("RUM_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=words) as caught:
+        run.main(*arguments)
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+# -- What a run tells at the terminal ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one(tmp_path, monkeypatch):
+    """A run of two notebooks that are not executed: `one.does` is called instead."""
+    (tmp_path / "notebooks").mkdir()
+    for name in ("00_one", "01_last"):
+        notebook(tmp_path / "notebooks" / f"{name}.ipynb", profile="smoke")
+    monkeypatch.setenv("RUM_HOME", str(tmp_path))
+    found = SimpleNamespace(home=tmp_path, folder=tmp_path / "runs/smoke", does=lambda self, source, place=0: None)
+    monkeypatch.setattr(run.Run, "execute", lambda *arguments: found.does(*arguments))
+    return found
+
+
+def raising(problem):
+    def does(*_):
+        raise problem
+    return does
+
+
+def in_a_notebook(name, told):
+    return PapermillExecutionError(1, 1, "save()", name, told, [])
+
+
+@pytest.mark.parametrize("problem", [
+    OSError(errno.ENOSPC, "No space left on device"), in_a_notebook("OSError", "[Errno 28] No space left on device"),
+    in_a_notebook("OSError", f"[Errno {errno.EDQUOT}] Disk quota exceeded")], ids=repr)
+def test_a_full_disk_is_one_line_that_says_what_to_do(problem, one, capsys):
+    one.does = raising(problem)
+    with pytest.raises(SystemExit) as caught:
+        run.main("smoke")
+    assert caught.value.code == 1
+    assert re.fullmatch(r"smoke 00_one: the disk is full \(.*\): make room and run again; what is finished is kept\n",
+                        capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("problem", [OSError(errno.EIO, "broken"), in_a_notebook("OSError", "[Errno 5] broken"),
+                                     in_a_notebook("KeyError", "[Errno 28]")], ids=repr)
+def test_other_errors_are_raised_with_all_that_they_say(problem, one):
+    one.does = raising(problem)
+    with pytest.raises(type(problem)) as caught:
+        run.main("smoke")
+    assert caught.value is problem
+
+
+def test_a_second_run_in_the_same_folder_says_who_has_it_and_touches_nothing(one):
+    with files.hold(one.folder):
+        before = sorted(one.folder.iterdir())
+        done = paper(one.home, "smoke")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stdout == ""
+    assert re.search(rf"runs/smoke is in use by process {os.getpid()} since \d.*: wait until it has ended", done.stderr)
+    assert sorted(one.folder.iterdir()) == before
+    run.main("smoke")                                        # it was given back
+
+
+def test_a_folder_is_free_again_when_its_process_was_killed(one):
+    code = "from pathlib import Path; import os, signal; from rumlib.lab import files\n" \
+           f"with files.hold(Path({str(one.folder)!r})): os.kill(os.getpid(), signal.SIGKILL)"
+    path = {"PYTHONPATH": str(Path(rum.__file__).parents[1])}
+    died = subprocess.run([sys.executable, "-c", code], env={**os.environ, **path})
+    assert died.returncode == -signal.SIGKILL and (one.folder / ".running").exists()
+    run.main("smoke")
+
+
+def test_damaged_and_failed_results_are_told_at_the_end(one, capsys):
+    folder = one.folder / "cells" / "run"
+    folder.mkdir(parents=True)
+    for name in ("a.json.damaged", "b.json"):
+        (folder / name).write_text("")
+
+    def does(*_):
+        for name in ("b.json", "b.safetensors", "c.json"):   # b is one result
+            (folder / name).write_text("")
+            (folder / name).rename(folder / f"{name}.damaged")
+        (folder / "d.failed").write_text("")
+
+    one.does = does
+    run.main("smoke")
+    said = capsys.readouterr().out
+    assert "2 damaged results were set aside (*.damaged) to be computed again, e.g. " in said
+    assert "1 results failed" in said
+    one.does = lambda *_: None
+    run.main("smoke")
+    assert "set aside" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("device, most", [("cuda", 4), ("cpu", run.SIDE_BY_SIDE)])
+def test_notebooks_on_a_gpu_are_few_at_a_time(device, most, one, monkeypatch):
+    asked = []
+    monkeypatch.setattr(run, "pick", lambda name: SimpleNamespace(type=device))
+    monkeypatch.setattr(run, "ThreadPoolExecutor", lambda n: asked.append(n) or ThreadPoolExecutor(n))
+    run.main("smoke")
+    assert asked == [most, most]
+
+
+def test_a_run_that_is_asked_for_twice_is_one(one):
+    called = []
+    one.does = lambda *_: called.append(1)
+    run.main("smoke smoke")
+    assert len(called) == 2                                  # notebooks

@@ -1,11 +1,13 @@
 """Pieces of a run, published results, and what is made from them elsewhere: the commands that a GPU run uses, small."""
 
+import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,12 +19,12 @@ import torch
 from hypothesis import given
 
 import rumlib as rum
-from rumlib.lab import memo, results
+from rumlib.lab import files, memo, results
 from rumlib.lab.memo import NotPublished, TimeIsUp
-from rumlib.lab.publish import main as publishing
-from rumlib.lab.publish import publish, unpack
-from rumlib.lab.results import Packed, about, opened, pack
+from rumlib.lab.results import Published, about, opened, pack, publish, unpack
+from rumlib.lab.results import main as publishing
 from rumlib.lab.run import main as paper
+from rumlib.models import describe
 
 TINY = replace(
     rum.profile("smoke"), name="tiny", options=dict(n=150, n_test=60), make_model=partial(rum.mlp, hidden=(8,)),
@@ -112,7 +114,7 @@ def packing(folder, study, change=lambda identity: identity):
 
 
 def test_what_was_packed_comes_back_bit_by_bit(done):
-    study, found = open_study(done.home), Packed(done.packed)
+    study, found = open_study(done.home), Published(done.packed)
     there = finished(study)
     assert len(there) == sum(found.manifest["cells"].values()) == len(list(found)) == 40
     for cell in there:
@@ -128,21 +130,21 @@ def test_what_was_packed_comes_back_bit_by_bit(done):
 def test_the_same_cells_give_the_same_bytes_and_no_weights(done, tmp_path):
     packing(tmp_path, open_study(done.home))
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert written == {path.name: path.read_bytes() for path in done.results.iterdir()}
+    assert written == {path.name: path.read_bytes() for path in done.packed.iterdir()}
     weights = sum(path.stat().st_size for path in done.home.glob("runs/tiny/cells/*/*.large"))
-    assert not [name for name in Packed(tmp_path)._tensors if "bias" in name or "margin" in name] and weights > 0
+    assert not [name for name in Published(tmp_path)._tensors if "bias" in name or "margin" in name] and weights > 0
 
 
 def test_files_are_cut_at_the_limit_and_old_ones_go(done, tmp_path, monkeypatch):
     monkeypatch.setattr(results, "LIMIT", 9_000)
     manifest = packing(tmp_path, open_study(done.home))
     assert len(manifest["files"]) >= 6 and all(file["bytes"] <= 9_000 for file in manifest["files"].values())
-    assert len(list(Packed(tmp_path))) == sum(manifest["cells"].values())
+    assert len(list(Published(tmp_path))) == sum(manifest["cells"].values())
     monkeypatch.undo()
     assert set(packing(tmp_path, open_study(done.home))["files"]) | {"manifest.json"} == {
         path.name for path in tmp_path.iterdir()}
     monkeypatch.setattr(results, "LIMIT", 1000)
-    with pytest.raises(ValueError, match=r'of one cell do not fit.*return them under "large"'):
+    with pytest.raises(ValueError, match=r'of one result do not fit.*return them as tensors, weights under "large"'):
         packing(tmp_path, open_study(done.home))
 
 
@@ -150,7 +152,9 @@ def test_files_are_cut_at_the_limit_and_old_ones_go(done, tmp_path, monkeypatch)
 def test_tensors_come_back_whatever_their_size_and_range(bits, numbers, rows):
     for tensor in (torch.tensor(bits, dtype=torch.bool), torch.tensor(numbers, dtype=torch.int64),
                    torch.tensor(numbers, dtype=torch.float32), torch.arange(rows * 5).view(rows, 5) % 3 == 0):
-        back = results._long(results._short(tensor), str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
+        told = [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+        assert files.is_shortened(files.shortened(tensor), told)
+        back = files.lengthened(files.shortened(tensor), *told)
         assert back.dtype == tensor.dtype and torch.equal(back, tensor)
 
 
@@ -160,9 +164,9 @@ def test_a_damaged_or_lost_file_is_named(done, tmp_path):
         shutil.copytree(done.packed, folder)
         damage(folder / "tensors-000.safetensors")
         with pytest.raises(ValueError, match=r"tensors-000.safetensors is damaged or lost"):
-            Packed(folder)
+            Published(folder)
     with pytest.raises(FileNotFoundError, match=r"no published results in .*make publish"):
-        Packed(tmp_path)
+        Published(tmp_path)
 
 
 def test_two_cells_about_the_same_are_refused(done, tmp_path):
@@ -227,8 +231,58 @@ def test_what_a_cell_is_about_leaves_out_code_and_not_a_field_of_that_name():
                 "study": {"data": ["d"], "model": {"function": "f", "code": "c3", "arguments": "f()"}, "recipe": "r",
                           "device": "cpu", "dtype": "t", "torch": "2", "format": 1}}
     assert about(identity) == {
-        "what": "run", "arguments": {"algorithm": [{"class": "mine.Kind", "fields": {"code": 3}}]},
+        "what": "run", "arguments": {"algorithm": [{"class": "Kind", "fields": {"code": 3}}]},
         "study": {"data": ["d"], "model": {"function": "f", "arguments": "f()"}, "recipe": "r"}}
+
+
+# -- Names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dotted, own", [
+    ("rumlib.algorithms.gradient.Finetune", "Finetune"), ("rumlib.rum.RUM", "RUM"), ("Finetune", "Finetune"),
+    ("rumlib.models.small_resnet", "small_resnet"), ("small_resnet", "small_resnet"), ("__main__.Mine", "Mine"),
+    ("mine.Outer.Inner", "Outer.Inner"), ("mine.Outer.make", "Outer.make"), ("Outer.Inner", "Outer.Inner"),
+    ("tests.test_code.f.<locals>.Way", "f.<locals>.Way"), ("f.<locals>.Way", "f.<locals>.Way")])
+def test_the_modern_name_of_a_class_or_function_has_no_module(dotted, own):
+    inside = [{"class": dotted, "code": "a", "fields": {"make": {"function": dotted, "code": "b", "arguments": "f()"}}}]
+    identity = {"what": "run", "code": "c", "arguments": {"algorithm": inside, "name": dotted},
+                "study": {"data": [dotted], "model": {"function": dotted, "code": "d", "arguments": "f()"}}}
+    found = results.modern(identity)
+    assert found == json.loads(json.dumps(identity).replace(f'"class": "{dotted}"', f'"class": "{own}"').replace(
+        f'"function": "{dotted}"', f'"function": "{own}"')) and results.modern(found) == found
+
+
+@pytest.mark.parametrize("old, new", results.RENAMED.items())
+def test_results_of_format_1_are_found_under_the_present_names(old, new, tmp_path):
+    model = {"code": "a", "arguments": "small_resnet()"}
+    study = {"data": ["d"], "recipe": "r", "model": {"function": "rumlib.models.small_resnet", **model}}
+    then = {"what": old, "code": "b", "study": study, "arguments": {
+        "algorithm": {"class": "rumlib.algorithms.gradient.Finetune", "code": "c", "fields": {"lr": 0.1}}}}
+    pack(tmp_path, [{"identity": then, "values": {"tensors": {"x": torch.arange(3)}}, "seconds": 1.0,
+                     "made": memo.here()}], {"profile": "tiny", "studies": {"tiny": study}})
+    text = (tmp_path / "manifest.json").read_text()
+    (tmp_path / "manifest.json").write_text(text.replace('"format": 2', '"format": 1'))
+    present = {"what": new, "code": "other", "study": {**study, "model": {"function": "small_resnet", **model}},
+               "arguments": {"algorithm": {"class": "Finetune", "code": "other", "fields": {"lr": 0.1}}}}
+    found = Published(tmp_path)
+    assert found.find(present)["values"]["tensors"]["x"].tolist() == [0, 1, 2]
+    assert found.origin()["changed since"] == [f"{new}: arguments.algorithm.code", f"{new}: code"]
+    ((_, kept),) = found
+    assert kept["identity"] == results.modern(then)
+    present["arguments"]["algorithm"]["fields"]["lr"] = 0.2
+    with pytest.raises(NotPublished, match=r"the nearest differs in arguments.algorithm.fields.lr\."):
+        found.find(present)
+
+
+def test_a_result_that_is_no_number_comes_back_and_its_file_is_json(tmp_path):
+    identity = {"what": "original", "code": "b", "arguments": {},
+                "study": {"data": [], "recipe": "r", "model": {"function": "f", "code": "a", "arguments": ""}}}
+    values = {"rows": [{"degree": float("nan"), "on_test": float("-inf")}], "mia": float("inf"), "float": "nan"}
+    pack(tmp_path, [{"identity": identity, "values": values, "seconds": 1.0, "made": memo.here()}],
+         {"profile": "tiny", "studies": {"tiny": identity["study"]}})
+    found = Published(tmp_path).find(identity)["values"]
+    assert repr(found) == repr(values)
+    assert not {"NaN", "Infinity"} & set(re.findall(r"\w+", (tmp_path / "cells-000.jsonl").read_text()))
 
 
 # -- The commands -----------------------------------------------------------------------------------------------------
@@ -340,10 +394,10 @@ def test_the_commands_say_what_they_did(tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1:] for line in lines[:2]] == [
         ["MiB", f"{tmp_path}/figures/smoke/results/{name}"] for name in ("cells-000.jsonl", "tensors-000.safetensors")]
-    assert lines[2].startswith("1 cells, ")
+    assert lines[2].startswith("1 results, ")
     publishing("smoke", f"{tmp_path}/figures/smoke/results")
     said = capsys.readouterr().out
-    assert "0 cells unpacked into" in said and "ask for 1, and the others are stale" in said
+    assert "0 results unpacked into" in said and "ask for 1, and the others are stale" in said
 
 
 SHIPPED = sorted((Path(__file__).parents[1] / "figures").glob("*/results"))
@@ -354,16 +408,49 @@ shipped = pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.p
 
 @shipped
 def test_the_results_that_ship_are_whole(folder):
-    found = Packed(folder)
+    found = Published(folder)
     assert found.manifest["missing"] == 0 and sum(1 for _ in found) == sum(found.manifest["cells"].values())
 
 
 @shipped
 def test_the_results_that_ship_are_of_these_images(folder):
-    manifest = Packed(folder).manifest
+    manifest = Published(folder).manifest
     p = rum.profile(manifest["profile"])
     try:
         train, test = rum.load(p.data, **p.options)
     except FileNotFoundError:                                # the data set does not ship: a user need not have it
         pytest.skip(f"{p.data} is not here")
     assert manifest["labels"][p.name] == [rum.label_hash(train.y), rum.label_hash(test.y)]
+
+
+def things(value):
+    """All classes and functions that an identity names."""
+    if isinstance(value, list | dict):
+        if isinstance(value, dict) and "code" in value and ("class" in value or "function" in value):
+            yield value
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from things(part)
+
+
+@shipped
+def test_the_results_that_ship_have_the_names_of_the_present_code(folder):
+    """Their kinds, classes, fields and factories are there, so that a study of their data finds them."""
+    found, root = Published(folder), Path(rum.__file__).parents[1]
+    modules = [importlib.import_module(".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__"))
+               for file in (root / "rumlib").rglob("*.py")]
+    own = {name: thing for module in modules for name, thing in vars(module).items()
+           if getattr(thing, "__module__", "").startswith("rumlib.")}
+    seen = set()
+    for _, result in found:
+        identity = results.modern(result["identity"])
+        assert identity["what"] in results.kinds()
+        for thing in things([identity["arguments"], identity["study"]]):
+            name = thing.get("class") or thing["function"]
+            seen.add(name)
+            assert name in own
+            if "class" in thing:
+                assert thing["fields"].keys() == {field.name for field in fields(own[name])}
+    assert {"Finetune", "RUM", "SalUn", "small_resnet"} <= seen
+    p = rum.profile(found.manifest["profile"])
+    study = found.manifest["studies"][p.name]
+    assert (study["recipe"], study["model"]["arguments"]) == (repr(p.recipe), describe(p.make_model))

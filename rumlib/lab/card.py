@@ -1,13 +1,12 @@
 """Your own model: what to forget from a file of ids, and the unlearned weights with a card that says what was done.
 
     train = from_dataset(my_dataset)                         # any torch Dataset; or Examples(x, y, index=ids)
-    mask = forget_ids("forget.csv", train)                   # a column "id" of numbers as in train.index
-    forget, retain = train.split(mask)
+    forget, retain = train.split(forget_ids("forget.csv", train))        # a column "id" of numbers as in train.index
     with cost() as spent:
         unlearned = algorithm(model, forget, retain, seed=0)
     card = Card.of(algorithm, forget, retain, network=make_model, seed=0, spent=spent,
                    metrics=accuracies(unlearned, {"forget": forget, "retain": retain, "test": test}))
-    card.save(unlearned, "unlearned")                        # weights.safetensors, card.json and README.md
+    card.save(unlearned, "unlearned")                        # weights.safetensors, card.json and CARD.md
     model, card = Card.load("unlearned", make_model)         # nothing is unpickled, and checksums must fit
 
 `make_model` is a function that makes the network, as ``partial(torchvision.models.resnet18, num_classes=10)``.
@@ -18,21 +17,24 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import operator
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 
 import safetensors.torch
 from torch import nn
 
-from rumlib.data import Examples, digest
+from rumlib.data import Examples, check_disjoint, digest
+from rumlib.lab import files
 from rumlib.lab.codehash import PACKAGE, digest_of
 from rumlib.lab.store import put
-from rumlib.models import Factory, describe
+from rumlib.models import Factory, build, describe
 from rumlib.train import Cost
 
-WEIGHTS, CARD, README = "weights.safetensors", "card.json", "README.md"
+WEIGHTS, CARD, TEXT = "weights.safetensors", "card.json", "CARD.md"
+FIRST = 5                                                    # ids of a request that a card repeats
 LIMITS = (
     "The method is approximate: nothing here proves that the weights hold no trace of the forgotten examples.",
     "The metrics are of one run, on the data described here; other attacks may find more.",
@@ -42,12 +44,13 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Card:
-    """What was done to a model, for those who are given it. Examples are named by number and hash, never listed.
+    """What was done to a model, for those who are given it. Examples are named by number and hash, never all listed.
 
     network    the factory, as text                          algorithm  with all its hyper-parameters, as text
-    forgotten  and retained: count, per class, hash of the content, hash of the sorted index
-    cost       of unlearning: examples, steps, seconds, passes; metrics: name -> number (None: not measured)
+    forgotten  and retained: count, per class, hash of the content, hash of the sorted index; the first ids forgotten
+    cost       of unlearning: examples, steps, seconds, passes; metrics: name -> number, None where there is none
     limits     what the card does not promise, the general ones and yours
+    remarks    name of a metric or cost without a number -> why: "not measured" (NaN), "infinite"
     """
 
     network: str
@@ -55,16 +58,17 @@ class Card:
     seed: int
     forgotten: Mapping
     retained: Mapping
-    cost: Mapping[str, float]
+    cost: Mapping[str, float | None]
     metrics: Mapping[str, float | None]
     limits: tuple[str, ...] = LIMITS
     versions: Mapping[str, str] = field(default_factory=dict)
+    remarks: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, algorithm: Callable, forget: Examples, retain: Examples, *, network: Factory, seed: int, spent: Cost,
            metrics: Mapping[str, float], limits: tuple[str, ...] = ()) -> Card:
-        """The card of `algorithm(model, forget, retain, seed=seed)`. Raises ValueError without any metric, or for an
-        algorithm whose text is an address (make it a frozen dataclass)."""
+        """The card of `algorithm(model, forget, retain, seed=seed)`. Raises ValueError without any metric, where the
+        sets overlap, or for an algorithm whose text is an address; TypeError for a metric that is no number."""
         if not metrics:
             raise ValueError("a card without metrics says nothing of what was reached: give metrics=, e.g. "
                              "accuracies(unlearned, {'forget': forget, 'retain': retain, 'test': test})")
@@ -72,20 +76,34 @@ class Card:
             if "<" in text or " at 0x" in text:
                 raise ValueError(f"{text} does not say what it is; make it a frozen dataclass, or a function defined "
                                  f"at the top of a file")
-        found = {name: None if math.isnan(value) else float(value) for name, value in metrics.items()}
-        return cls(describe(network), repr(algorithm), seed, facts(forget), facts(retain), asdict(spent), found,
-                   (*LIMITS, *limits), {"rumlib": PACKAGE.whole, "torch": version("torch")})
+        if isinstance(limits, str) or not hasattr(seed, "__index__"):
+            raise TypeError(f"limits= takes a tuple of sentences and seed= a whole number; got {limits!r} and {seed!r}")
+        check_disjoint(forget, retain)
+        (told, remarks), (taken, more) = _finite(metrics), _finite(asdict(spent))
+        first = forget.index[:min(FIRST, len(forget) - 1)].tolist()              # never all of them
+        return cls(describe(network), repr(algorithm), operator.index(seed), {**facts(forget), "first": first},
+                   facts(retain), taken, told, (*LIMITS, *limits),
+                   {"rumlib": PACKAGE.whole, "torch": version("torch")}, remarks | more)
 
-    def save(self, model: nn.Module, folder: str | Path) -> Path:
-        """Write the weights and the card, as JSON and as Markdown, into the folder; what it held of them is replaced.
-        Each file is there as a whole or not at all."""
-        folder = Path(folder)
+    def save(self, model: nn.Module, folder: str | Path, *, replace: bool = False) -> Path:
+        """Write the weights and the card, as JSON and as Markdown, into a folder of their own. Each file is there as a
+        whole or not at all. Raises ValueError where the folder holds something else, or, unless `replace` says that it
+        may go, another card."""
+        folder, model = Path(folder), getattr(model, "_orig_mod", model)         # of torch.compile
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module                             # its weights under the names that the network has alone
+        held = [path.name for path in folder.glob("[!.]*")] if folder.is_dir() else ["a file"] * folder.exists()
+        if held and CARD not in held:
+            raise ValueError(f"{folder} holds {min(held)!r}, which is no part of a card: give a folder that is empty, "
+                             f"or not there yet")
+        if held and not replace:
+            raise ValueError(f"{folder} holds another card: give another folder, or replace=True")
         data = safetensors.torch.save({name: value.detach().cpu().contiguous().clone()   # weights may be shared
                                        for name, value in model.state_dict().items()})
-        kept = {**json.loads(json.dumps(asdict(self))), "weights": hashlib.sha256(data).hexdigest()}
+        kept = {**json.loads(json.dumps(asdict(self), allow_nan=False)), "weights": hashlib.sha256(data).hexdigest()}
         put(folder / WEIGHTS, data)
         put(folder / CARD, json.dumps({**kept, "checksum": digest_of(kept)}, indent=1).encode())
-        put(folder / README, self.markdown().encode())
+        put(folder / TEXT, self.markdown().encode())
         return folder
 
     @classmethod
@@ -93,30 +111,36 @@ class Card:
         """The model, in evaluation mode, and its card. Raises FileNotFoundError or ValueError where a file is missing
         or damaged, or where the weights are of another network than that of `make_model`."""
         folder = Path(folder)
-        for name in (CARD, WEIGHTS):
-            if not (folder / name).exists():
-                raise FileNotFoundError(f"{folder} holds no {name}")
-        kept, data = _parse(folder / CARD), (folder / WEIGHTS).read_bytes()
+        if isinstance(make_model, nn.Module) or not callable(make_model):
+            raise TypeError(f"a {type(make_model).__name__} is no function that makes the network; give one, as "
+                            f"functools.partial(mlp, classes=10)")
+        kept, model = _parse(folder / CARD), build(make_model, 0)
+        most = sum(8 * value.numel() + 1024 for value in model.state_dict().values()) + 2**28
+        data = files.read(folder / WEIGHTS, most, links=True)
         if hashlib.sha256(data).hexdigest() != kept.pop("weights"):
             raise ValueError(f"{folder / WEIGHTS} is damaged, or not what {CARD} was written for")
-        model = make_model()
         try:
-            model.load_state_dict(safetensors.torch.load(data))
+            weights = safetensors.torch.load(data)
+        except Exception as problem:                         # its own, KeyError, ValueError: it promises none
+            raise ValueError(f"{folder / WEIGHTS} holds no weights as safetensors keeps them: {problem}") from problem
+        try:
+            model.load_state_dict(weights)
         except RuntimeError as problem:
-            raise ValueError(f"the weights in {folder} are of {kept['network']}, and {describe(make_model)} makes "
-                             f"another network: {problem}") from problem
-        return model.eval(), cls(**{**kept, "limits": tuple(kept["limits"])})
+            raise ValueError(f"the weights in {folder} are of {kept['network'][:150]}, and "
+                             f"{describe(make_model)[:100]} makes another network: {problem}") from problem
+        return model.eval(), cls(**{**kept, "limits": tuple(kept.get("limits", LIMITS))})
 
     def markdown(self) -> str:
         """The card as text."""
         def table(values: Mapping) -> str:
-            rows = [f"| {name} | {'not measured' if value is None else f'{value:.4g}'} |"
+            rows = [f"| {name} | {self.remarks.get(name, 'not measured') if value is None else f'{value:.4g}'} |"
                     for name, value in values.items()]
             return "\n".join(["| | |", "|---|---|", *rows])
 
         def sentence(part: Mapping) -> str:
             classes = ", ".join(f"{count} of class {c}" for c, count in part["classes"].items())
-            return f"{part['count']} examples ({classes}), content `{part['content']}`, index `{part['index']}`"
+            first = f", ids {', '.join(map(str, part['first']))} ..." if part.get("first") else ""
+            return f"{part['count']} examples ({classes}{first}), content `{part['content']}`, index `{part['index']}`"
 
         return "\n\n".join([
             "# A model that was made to forget",
@@ -136,12 +160,29 @@ def facts(examples: Examples) -> dict:
             "content": examples.digest, "index": digest(examples.index.sort().values)}
 
 
+def _finite(values: Mapping) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Numbers as JSON has them, None for NaN and infinity, and what these were."""
+    for name, value in values.items():
+        if isinstance(value, bool | str) or not hasattr(value, "__float__"):
+            raise TypeError(f"{name!r} is {files.brief(value)}; give a number, or leave it out")
+    remarks = {name: "not measured" if math.isnan(value) else "infinite"
+               for name, value in values.items() if not math.isfinite(value)}
+    return {name: None if name in remarks else value if isinstance(value, int) else float(value)
+            for name, value in values.items()}, remarks
+
+
 def _parse(path: Path) -> dict:
-    try:
-        kept = json.loads(path.read_bytes())
-        fits = kept.pop("checksum") == digest_of(kept)
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise ValueError(f"{path} is no card: {problem!r}") from problem
-    if not fits:
+    """What a card says, without its checksum. Those of older versions have no remarks."""
+    kept = files.check(files.parse(files.read(path, 2**20, links=True), path), {"checksum": str}, path, more=True)
+    if kept.pop("checksum") != digest_of(kept):
         raise ValueError(f"{path} was changed since it was written: its checksum does not fit")
+    types = {f.name: {"int": int, "str": str, "tuple[str, ...]": list}.get(f.type, dict) for f in fields(Card)
+             if f.name in kept or (f.default is MISSING and f.default_factory is MISSING)}
+    files.check(kept, {**types, "weights": str}, path)
+    for part in ("forgotten", "retained"):
+        files.check(kept[part], {"count": int, "classes": dict, "content": str, "index": str}, part, more=True)
+    for part in ("metrics", "cost"):
+        files.check(kept[part], dict.fromkeys(kept[part], (int, float, type(None))), part)
+    limits = dict(enumerate(kept.get("limits", ())))
+    files.check(limits, dict.fromkeys(limits, str), "limits")
     return kept

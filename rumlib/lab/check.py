@@ -177,7 +177,7 @@ def verify(which: str, sample: int = 12, seed: int = 0) -> list[dict]:
     listed.write_text(json.dumps([f"{kind}/{key}" for kind, key in drawn]))
     for kind, key in drawn:
         (folder / "verified" / f"{kind}-{key}.json").unlink(missing_ok=True)
-    subprocess.run([sys.executable, "-m", "rumlib.lab.run", which, "--only", *notebooks], check=True,
+    subprocess.run([sys.executable, "-m", "rumlib.lab.run", which, "", "", "", " ".join(notebooks)], check=True,
                    env={**os.environ, "RUM_VERIFY": str(listed.resolve()), "RUM_FIGURES": str(folder / "verified")})
     told = [_json(folder / "verified" / f"{kind}-{key}.json") if (folder / "verified" / f"{kind}-{key}.json").exists()
             else {"verdict": "not asked for", "found": ""} for kind, key in drawn]

@@ -263,7 +263,7 @@ def unlearn(study: Memoized, forget: ForgetSet, algorithm: Callable, seed: int) 
     current, done = _rebuilt(study, kept["tensors"]) if kept["done"] else start, kept["done"]
     try:
         with cost() as spent:
-            for stage in algorithm.stages(current, *sets, seed=seed, done=done):
+            for stage in algorithm.stages(current, *sets, seed=seed, done=done, original=start):
                 current, done = stage.model, done + 1
     except FloatingPointError:
         raise

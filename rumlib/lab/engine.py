@@ -8,11 +8,9 @@ busy processes with two threads each can be a hundred times slower on two cores.
 
 On a SLURM cluster, with rumlib and the data where all nodes find them (extra `dask`), keep open in one Python:
 
-    from dask_jobqueue import SLURMCluster
-    cluster = SLURMCluster(cores=1, processes=1, memory="8GB", walltime="04:00:00",
-                           job_extra_directives=["--gres=gpu:1"], worker_extra_args=["--resources", "GPU=1"])
-    cluster.scale(jobs=16)                                   # without GPUs: leave the two lists out
-    cluster.wait_for_workers(1)
+    cluster = dask_jobqueue.SLURMCluster(cores=1, processes=1, memory="8GB", walltime="04:00:00",        # and for GPUs:
+        job_extra_directives=["--gres=gpu:1"], worker_extra_args=["--resources", "GPU=1"])
+    cluster.scale(jobs=16)
     cluster.scheduler_address                                # tcp://...
 
 and run in another: RUM_ENGINE=dask DASK_SCHEDULER_ADDRESS=tcp://... make paper. Tasks whose models are on a GPU go to
@@ -37,7 +35,7 @@ from rumlib.lab.codehash import PACKAGE
 
 ENGINES = ("loky", "serial", "dask")
 CONNECT, ANSWER = 5, 20                                      # seconds; to import torch may take ten
-CODE = "rumlib.lab.codehash:PACKAGE.whole"                           # what all processes must have in common
+CODE = "rumlib.lab.codehash:PACKAGE.whole"                   # what all processes must have in common
 
 
 def engine() -> str:
@@ -54,8 +52,8 @@ def run(function: Callable, tasks: list[tuple], *, workers: int = -1, gpu: bool 
     then, but for Dask, all run in this process, which has one.
 
     Where a worker is killed, what it had not finished is tried again; `again` is told how many tasks that are. Raises
-    RuntimeError, with the remedy, if that happens repeatedly (once more with loky, four times to one task on Dask), and
-    before anything is sent if the processes of a cluster do not run this very code.
+    RuntimeError, with the remedy, if that happens repeatedly, and before anything is sent if the processes of a cluster
+    do not run this very code.
     """
     name = engine()
     if name == "dask" and tasks:
@@ -103,7 +101,7 @@ def _on_dask(function: Callable, tasks: list[tuple], workers: int, gpu: bool,
              again: Callable) -> Iterator[tuple[int, object]]:
     address = os.environ.get("DASK_SCHEDULER_ADDRESS")
     client = _client(address, None if address else effective_n_jobs(workers))
-    _alike(client, gpu)
+    check_same_code(client, gpu)
     from distributed import CancelledError, KilledWorker, as_completed
 
     futures = [client.submit(_one, function, k, task, pure=False, resources={"GPU": 1} if gpu else None)
@@ -131,14 +129,15 @@ def share() -> None:
         os.environ["DASK_SCHEDULER_ADDRESS"] = _client(None, effective_n_jobs(-1)).scheduler.address
 
 
-_clients: dict[tuple, object] = {}
+# (address, workers) -> the connection to the scheduler there, or to a cluster of so many workers here: one for all runs
+# of this process, as long as it lives, since to make one takes seconds.
+_CLIENTS: dict[tuple, object] = {}
 
 
 def _client(address: str | None, workers: int | None):
-    """A connection, one for all runs of this process, to that scheduler, or to a cluster of so many workers here."""
-    known = _clients.get((address, workers))
+    known = _CLIENTS.get((address, workers))
     if known is None or known.status == "closed":            # where a scheduler has gone there may be a new one
-        known = _clients[address, workers] = _connect(address, workers)
+        known = _CLIENTS[address, workers] = _connect(address, workers)
     return known
 
 
@@ -148,15 +147,12 @@ def _connect(address: str | None, workers: int | None):
     except ImportError as problem:
         raise ImportError('RUM_ENGINE=dask needs Dask: pip install "rumlib[dask]"') from problem
 
-    if address is None:
-        # As processes of loky: no limit of memory, no web page.
+    if address is None:                                      # as processes of loky: no limit of memory, no web page
         cluster = LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address=None)
         return Client(cluster, set_as_default=False)
 
-    # First, since a Client waits for ever where something else listens, and one that failed can block the next one.
-    async def knock():
-        keys = Security().get_connection_args("client")
-        comm = await asyncio.wait_for(connect(address, **keys), CONNECT)
+    async def knock():                                       # a Client waits for ever where something else listens
+        comm = await asyncio.wait_for(connect(address, **Security().get_connection_args("client")), CONNECT)
         await comm.close()
 
     try:
@@ -168,20 +164,19 @@ def _connect(address: str | None, workers: int | None):
                            f"leave the variable unset for a cluster on this machine") from problem
 
 
-def _alike(client, gpu: bool) -> None:
+def check_same_code(client, gpu: bool) -> None:
     """Raise RuntimeError, naming the remedy, unless scheduler and workers run the code that this process does (they
     would try for ever to import it) and the workers are as they should be."""
-    async def codes():
-        try:                                                 # by a function that can be had without rumlib
-            yield "the scheduler", await client.run_on_scheduler(pkgutil.resolve_name, CODE)
-        except (ImportError, AttributeError) as problem:
-            yield "the scheduler", problem
-        await client.wait_for_workers(1)
-        for worker, code in (await client.run(pkgutil.resolve_name, CODE, on_error="return")).items():
-            yield f"worker {worker}", code
-
     async def check():
-        async for who, code in codes():
+        try:                                                 # by a function that can be had without rumlib
+            found = {"the scheduler": await client.run_on_scheduler(pkgutil.resolve_name, CODE)}
+        except (ImportError, AttributeError) as problem:
+            found = {"the scheduler": problem}
+        if found["the scheduler"] == PACKAGE.whole:
+            await client.wait_for_workers(1)
+            codes = await client.run(pkgutil.resolve_name, CODE, on_error="return")
+            found |= {f"worker {worker}": code for worker, code in codes.items()}
+        for who, code in found.items():
             if code != PACKAGE.whole:
                 raise RuntimeError(f"{who} of {address} runs another rumlib than this process, {code!r} and not "
                                    f"{PACKAGE.whole!r}: install the same version there and start it again")
@@ -193,22 +188,18 @@ def _alike(client, gpu: bool) -> None:
     except TimeoutError as problem:
         raise RuntimeError(f"the scheduler at {address} has no worker that answers within {ANSWER} s: start workers "
                            f"(dask worker {address} --nthreads 1), or wait until the first one runs") from problem
-    if any(threads > 1 for threads, _ in offers):
-        raise RuntimeError(f"a worker of {address} has {max(offers)[0]} threads; start workers with --nthreads 1, as "
-                           f"many as there are cores")
+    if max(offers)[0] > 1:
+        raise RuntimeError(f"a worker of {address} has {max(offers)[0]} threads; start one --nthreads 1 for each core")
     if gpu and not any(gpus for _, gpus in offers):
         raise RuntimeError(f"the models are on a GPU, and no worker of {address} offers one: start workers with "
                            f"--resources GPU=1, one per GPU, each with its own CUDA_VISIBLE_DEVICES")
 
 
-# -- On the scheduler -------------------------------------------------------------------------------------------------
-
-
 def _offers(dask_scheduler) -> list[tuple[int, float]]:
-    """(threads, GPUs) of each worker."""
+    """On the scheduler: (threads, GPUs) of each worker."""
     return [(worker.nthreads, worker.resources.get("GPU", 0)) for worker in dask_scheduler.workers.values()]
 
 
 def _lost(key: str, dask_scheduler) -> int:
-    """How many workers were lost while they had that task."""
+    """On the scheduler: how many workers were lost while they had that task."""
     return dask_scheduler.tasks[key].suspicious

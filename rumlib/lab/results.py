@@ -1,106 +1,168 @@
-"""Published results: finished cells in few small files, without weights.
+"""Published results: what a study has computed, in few small files without weights, for those who have no GPU and for
+the next machine.
 
-    pack(folder, cells, {"commit": ...})                     # manifest.json, cells-*.jsonl, tensors-*.safetensors
-    found = Packed(folder)                                   # checks every file
-    found.find(identity)                                     # a cell, or NotPublished that names what is lacking
+    python -m rumlib.lab.results cifar10                         # make publish: into figures/cifar10/results/
+    python -m rumlib.lab.results cifar10 figures/cifar10/results # make unpack FROM=...: into runs/cifar10/
 
-Who has them can make every table and figure again, on a laptop, to the last digit. So nothing is rounded: values are
-JSON, bool tensors packed bits, integers as short as they can be. Tensors of floats are few and stay float32: a RUM is
-named by the hash of the scores that refine it, and rounded ones would be other scores. The same cells give the same
-bytes. No file is larger than LIMIT, and none is unpickled.
+    pack(folder, results, {"profile": ...})                  # manifest.json, cells-*.jsonl, tensors-*.safetensors
+    found = Published(folder)                                # checks all that is there, or refuses it
+    found.find(identity)                                     # a result, or NotPublished that names what is lacking
 
-Here a cell is found by what it is about: its kind, the data, model and recipe of its study, its arguments. The code,
-the kind of device, the precision and the release of torch are what has made it: the manifest tells, and so do figures.
+Published are the results that are done and that a notebook's last run has asked for. `make paper FROM=...` makes
+notebooks and figures from them and computes nothing. Unpacked, they are finished results: those that the present code,
+data and kind of device ask for are read back by the next run, and `make status` calls the others stale.
+
+Nothing is rounded, because a RUM is named by the hash of the scores that refine it, and the same results give the same
+bytes. A published result is found by what it is about: its kind, the data, model and recipe of its study, its
+arguments. Code, kind of device, precision and release of torch have made it, and the manifest tells them. Published
+results come from strangers, so all is checked before any of it is used: names, kinds, sizes, checksums, types, shapes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 
-import numpy as np
 import safetensors.torch
-import torch
 from torch import Tensor
 
-from rumlib.lab.codehash import differences, digest_of
-from rumlib.lab.memo import NotPublished
-from rumlib.lab.store import put
+from rumlib.data import label_hash
+from rumlib.lab import computations, files, settings
+from rumlib.lab.check import survey
+from rumlib.lab.codehash import PACKAGE, codes, differences, digest_of
+from rumlib.lab.files import brief
+from rumlib.lab.memo import NotPublished, asked_for
+from rumlib.lab.profiles import profile
+from rumlib.lab.store import parse, put
+from rumlib.lab.study import Study
 
-FORMAT = 1                                                   # of the files
+FORMAT = 2                                                   # of the files; 1 had older names, see RENAMED
 LIMIT = 16 * 2**20                                           # bytes of a file: what hosts of code and reviewers take
-MANIFEST = "manifest.json"
+LINE = 2**20                                                 # bytes of a result without its tensors
+HEADER = 1024                                                # bytes for the name, dtype and shape of a tensor
+MANIFEST, UNPACKED = "manifest.json", "unpacked.json"        # the second: as a notebook that asked for all unpacked
+NAMED = re.compile(r"cells-\d{3}\.jsonl|tensors-\d{3}\.safetensors")
+ORIGIN = {"format": int, "profile": str, "studies": dict, "cells": dict, "files": dict}
+RESULT = {"what": str, "study": str, "code": str, "arguments": dict, "values": dict, "seconds": (int, float),
+          "made": dict}
+# Kinds of results as format 1 calls them. Classes and functions have a dotted path there, which `modern` leaves out.
+RENAMED = {"right": "original_correct", "placed": "embedding_bands", "alike": "matched_sets", "apart": "entanglement",
+           "given": "apply"}
+
+
+KINDS = frozenset(computations.KINDS)
+
+
+# -- Names ------------------------------------------------------------------------------------------------------------
+
+
+def modern(identity: Mapping, *, code: bool = True) -> dict:
+    """An identity under the present names: kinds renamed, classes and functions without the path of their module. One
+    that has the present names stays as it is; `code` says whether hashes of code stay."""
+    return {**identity, "what": RENAMED.get(identity["what"], identity["what"]),
+            **{part: _modern(identity[part], code) for part in ("study", "arguments")}}
 
 
 def about(identity: Mapping) -> dict:
-    """What a cell is about: its identity without what has made it."""
-    study = {name: _uncoded(identity["study"][name]) for name in ("data", "model", "recipe")}
-    return {"what": identity["what"], "study": study, "arguments": _uncoded(identity["arguments"])}
+    """What a result is about: its identity without what has made it."""
+    found = modern(identity, code=False)
+    study = {name: found["study"][name] for name in ("data", "model", "recipe")}
+    return {"what": found["what"], "study": study, "arguments": found["arguments"]}
 
 
-def _uncoded(value):
+def _modern(value, code: bool):
     if isinstance(value, list):
-        return [_uncoded(v) for v in value]
+        return [_modern(v, code) for v in value]
     if not isinstance(value, Mapping):
         return value
-    coded = "class" in value or "function" in value          # an algorithm may well have a field called "code"
-    return {name: _uncoded(v) for name, v in value.items() if not (coded and name == "code")}
+    named = "code" in value and ("class" in value or "function" in value)    # a field may well be called "code"
+    return {name: _own_name(v) if named and name in ("class", "function") else _modern(v, code)
+            for name, v in value.items() if code or not named or name != "code"}
+
+
+def _own_name(dotted: object) -> str:
+    """The qualified name in "module.qualified.name": it begins with the first capital, or before "<locals>"."""
+    parts = str(dotted).split(".")
+    starts = [k for k, part in enumerate(parts[:-1]) if part[:1].isupper() or parts[k + 1] == "<locals>"]
+    return ".".join(parts[min(starts, default=-1):])
+
+
+def renewed(identity: Mapping, study: Study) -> dict | None:
+    """The identity that a result of format 1 has under the present keys. None if it was of other code than that of the
+    release before the keys changed, if it depends on code of a user, or if its study is another."""
+    then = json.loads(Path(__file__).with_name("format1.json").read_bytes())["codes"]
+    found = _present(modern(identity))
+    known = all(then.get(name) == code for name, code in codes(identity).items())
+    if not known or differences({**found["study"], "format": None}, {**study.identity, "format": None}):
+        return None
+    found["code"] = PACKAGE.code(PACKAGE.kinds[found["what"]])
+    if found["what"] in ("generator", "degrees"):            # an argument that these did not have
+        found["arguments"]["reference_seed"] = study.profile.tuning_seeds[0]
+    return {**found, "study": study.identity}
+
+
+def _present(value):
+    """With the present code of all classes and functions."""
+    if isinstance(value, list):
+        return [_present(v) for v in value]
+    if not isinstance(value, Mapping):
+        return value
+    name = value.get("class", value.get("function")) if "code" in value else None
+    own = {} if name is None or not PACKAGE.find(name) else {"code": PACKAGE.code(PACKAGE.find(name))}
+    return {**{key: _present(v) for key, v in value.items()}, **own}
 
 
 # -- Written ----------------------------------------------------------------------------------------------------------
 
 
-def pack(folder: Path, cells: Iterable[dict], origin: Mapping) -> dict:
-    """Write cells, each as `rumlib.lab.memo.Store.read` gives it, and return the manifest. What was in the folder before
-    is replaced. `origin` says where they come from: "studies", name -> identity, and what else is worth knowing.
-
-    Raises ValueError where two cells are about the same, so that one could be taken for the other.
-    """
+def pack(folder: Path, results: Iterable[dict], origin: Mapping) -> dict:
+    """Write results, each as `rumlib.lab.memo.Store.read` gives it, and return the manifest. What was in the folder
+    before is replaced. `origin` says where they come from: "profile", "studies", name -> identity, and what else is
+    worth knowing. Raises ValueError where two are about the same, so that one could be taken for the other."""
     names = {digest_of(identity): name for name, identity in origin["studies"].items()}
-    cells = sorted(cells, key=lambda cell: (cell["identity"]["what"], digest_of(cell["identity"])))
+    results = sorted(results, key=lambda result: (result["identity"]["what"], digest_of(result["identity"])))
     known, lines, tensors = {}, [], {}
-    for cell in cells:
-        identity, key = cell["identity"], digest_of(cell["identity"])
+    for result in results:
+        identity, key, values = result["identity"], digest_of(result["identity"]), dict(result["values"])
         twin = known.setdefault(digest_of(about(identity)), key)
         if twin != key:
             raise ValueError(f"{identity['what']}/{key} and {identity['what']}/{twin} differ in their code alone: give "
                              f"what differs as an argument")
-        values = {name: value for name, value in cell["values"].items() if name != "tensors"}
-        if "tensors" in cell["values"]:
-            values["tensors"] = {}
-            for name, tensor in sorted(cell["values"]["tensors"].items()):           # safetensors knows no order
-                tensors[f"{key}/{name}"] = _short(tensor)
-                values["tensors"][name] = [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+        own = sorted(values.pop("tensors", {}).items())      # safetensors knows no order
+        tensors |= {f"{key}/{name}": files.shortened(tensor) for name, tensor in own}
+        told = {name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for name, tensor in own}
         line = {"what": identity["what"], "study": names[digest_of(identity["study"])], "code": identity["code"],
-                "arguments": identity["arguments"], "values": values, "seconds": cell["seconds"], "made": cell["made"]}
+                "arguments": identity["arguments"], "seconds": result["seconds"], "made": result["made"],
+                "values": files.spelled(values) | ({"tensors": told} if own else {})}
         lines.append(json.dumps(line).encode() + b"\n")
-    lines = _parts((line, len(line)) for line in lines)
-    shards = _parts((named, named[1].nbytes + 200) for named in tensors.items())         # less than 200: in the header
-    files = {f"cells-{k:03}.jsonl": b"".join(part) for k, part in enumerate(lines)}
-    files |= {f"tensors-{k:03}.safetensors": safetensors.torch.save(dict(part)) for k, part in enumerate(shards)}
-    manifest = {"format": FORMAT, **origin, "cells": dict(Counter(cell["identity"]["what"] for cell in cells)),
-                "files": {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-                          for name, data in files.items()}}
-    for name, data in files.items():
+    lines = _parts(((line, len(line)) for line in lines), min(LINE, LIMIT))
+    shards = _parts(((named, named[1].nbytes + 200) for named in tensors.items()), LIMIT)    # 200: in the header
+    written = {f"cells-{k:03}.jsonl": b"".join(part) for k, part in enumerate(lines)}
+    written |= {f"tensors-{k:03}.safetensors": safetensors.torch.save(dict(part)) for k, part in enumerate(shards)}
+    manifest = {"format": FORMAT, **origin, "cells": dict(Counter(one["identity"]["what"] for one in results)),
+                "files": {name: {"bytes": len(data), "sha256": _hash(data)} for name, data in written.items()}}
+    written[MANIFEST] = json.dumps(manifest, indent=1).encode() + b"\n"          # the last: it speaks of the others
+    for name, data in written.items():
         put(folder / name, data)
-    put(folder / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")      # the last: it speaks of the others
-    for path in [*folder.glob("cells-*.jsonl"), *folder.glob("tensors-*.safetensors")]:
-        if path.name not in files:
+    for path in folder.iterdir():
+        if NAMED.fullmatch(path.name) and path.name not in written:
             path.unlink()
     return manifest
 
 
-def _parts(sized: Iterable[tuple[object, int]]) -> Iterator[list]:
-    """Things in their order, cut into parts of at most LIMIT bytes. Raises ValueError for one that is larger."""
+def _parts(sized: Iterable[tuple[object, int]], most: int) -> Iterator[list]:
+    """Things in their order, cut into parts of at most LIMIT bytes. Raises ValueError for one above `most`."""
     part, total = [], 0
     for thing, size in sized:
-        if size > LIMIT:
-            raise ValueError(f"{size / 2**20:.0f} MiB of one cell do not fit into a file of {LIMIT / 2**20:.0f} MiB: "
-                             f"return them under \"large\", or cut the cell into smaller ones")
+        if size > most:
+            raise ValueError(f"{size / 2**20:.0f} MiB of one result do not fit, at most {most / 2**20:.0f} MiB do: "
+                             f"return them as tensors, weights under \"large\", or cut the computation into parts")
         if total + size > LIMIT:
             yield part
             part, total = [], 0
@@ -110,96 +172,230 @@ def _parts(sized: Iterable[tuple[object, int]]) -> Iterator[list]:
         yield part
 
 
-def _short(tensor: Tensor) -> Tensor:
-    """The same content in fewer bytes: bits of a bool tensor, the shortest integers."""
-    if tensor.dtype == torch.bool:
-        return torch.from_numpy(np.packbits(tensor.numpy()))
-    if tensor.is_floating_point():
-        return tensor.contiguous()
-    kinds = (torch.uint8, torch.int16, torch.int32)
-    low, high = (tensor.min(), tensor.max()) if tensor.numel() else (0, 0)
-    return tensor.to(next((k for k in kinds if torch.iinfo(k).min <= low and high <= torch.iinfo(k).max), tensor.dtype))
-
-
-def _long(stored: Tensor, dtype: str, shape: list[int]) -> Tensor:
-    if dtype == "bool":
-        bits = np.unpackbits(stored.numpy(), count=int(np.prod(shape)))
-        return torch.from_numpy(bits).bool().view(shape)
-    return stored.to(getattr(torch, dtype)).view(shape)
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 # -- Read -------------------------------------------------------------------------------------------------------------
 
 
-class Packed:
-    """The published results in a folder. Raises FileNotFoundError if there are none, ValueError if a file of theirs is
-    damaged, or of another format."""
+class Published:
+    """The published results in a folder. Raises FileNotFoundError if there are none; ValueError if any file of theirs
+    is damaged, of another format, or not what `pack` writes."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.changed = folder, set()
-        if not (folder / MANIFEST).exists():
+    def __init__(self, folder: str | Path):
+        self.folder, self.changed = Path(folder), set()
+        if not (self.folder / MANIFEST).exists():
             raise FileNotFoundError(f"no published results in {folder}: it has no {MANIFEST}; make publish writes them")
-        self.manifest = json.loads((folder / MANIFEST).read_bytes())
-        if self.manifest.get("format") != FORMAT:
-            raise ValueError(f"the results in {folder} are of format {self.manifest.get('format')}; this code reads "
-                             f"format {FORMAT}")
+        data = files.read(self.folder / MANIFEST, LINE)
+        self.manifest, self.digest = self._checked(files.parse(data, self.folder / MANIFEST)), _hash(data)[:16]
+        results = [self._result(line) for line in self._lines()]
+        told = {f"{key}/{name}": kind for _, key, line in results
+                for name, kind in line["values"].get("tensors", {}).items()}
+        self._tensors = self._load(len(told))
+        wrong = [name for name, kind in told.items() if not files.is_shortened(self._tensors.get(name), kind)]
+        if wrong or len(told) < len(self._tensors):
+            raise ValueError(f"the tensors in {self.folder} are not those of its results: "
+                             f"{wrong[0] if wrong else 'some belong to none'}; fetch them again")
+        self._results = {digest_of(about(result[0])): result for result in results}
+        if len(self._results) < len(results) or Counter(line["what"] for *_, line in results) != self.manifest["cells"]:
+            raise ValueError(f"{self.folder} has a result twice, or not as many as its {MANIFEST} says; fetch it again")
+
+    def _checked(self, found: object) -> dict:
+        where = self.folder / MANIFEST
+        files.check(found, ORIGIN, where, more=True)
+        if found["format"] not in (1, FORMAT):
+            raise ValueError(f"the results in {self.folder} are of format {brief(found['format'])}; this code reads "
+                             f"formats 1 and {FORMAT}")
+        for name, told in found["files"].items():
+            files.check(told, {"bytes": int, "sha256": str}, f"{brief(name)} in {where}")
+            if not NAMED.fullmatch(name):
+                raise ValueError(f"{where} names {brief(name)}; files are called cells-000.jsonl, "
+                                 f"tensors-000.safetensors and so on")
+        for name, study in found["studies"].items():
+            files.check(study, {"data": list, "model": dict, "recipe": str}, f"study {brief(name)}", more=True)
+        return found
+
+    def _files(self, ending: str) -> Iterator[tuple[Path, bytes]]:
         for name, told in self.manifest["files"].items():
-            path = folder / name
-            if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != told["sha256"]:
-                raise ValueError(f"{path} is damaged or lost: its checksum is not that of the {MANIFEST}")
+            if name.endswith(ending):
+                path = self.folder / name
+                data = files.read(path, LIMIT) if path.exists() else b""
+                if (len(data), _hash(data)) != (told["bytes"], told["sha256"]):
+                    raise ValueError(f"{path} is damaged or lost: its checksum is not that of the {MANIFEST}; fetch it "
+                                     f"again")
+                yield path, data
 
-    def _files(self, ending: str) -> list[bytes]:
-        return [(self.folder / name).read_bytes() for name in self.manifest["files"] if name.endswith(ending)]
+    def _lines(self) -> Iterator[bytes]:
+        for path, data in self._files(".jsonl"):
+            if data.count(b"\n") > len(data) // 64 or max(map(len, data.splitlines()), default=0) > LINE:
+                raise ValueError(f"{path} has lines that are too short for a result, or longer than {LINE} bytes")
+            yield from data.splitlines()
 
-    @cached_property
-    def _cells(self) -> dict[str, tuple[dict, dict]]:
-        """What each cell is about, hashed -> (its identity, its line)."""
-        lines = [json.loads(line) for data in self._files(".jsonl") for line in data.splitlines()]
-        found = [({"what": line["what"], "code": line["code"], "study": self.manifest["studies"][line["study"]],
-                   "arguments": line["arguments"]}, line) for line in lines]
-        return {digest_of(about(identity)): (identity, line) for identity, line in found}
+    def _result(self, text: bytes) -> tuple[dict, str, dict]:
+        """(identity, what its tensors are named by, what its line says)."""
+        where = f"a result in {self.folder}"
+        line = files.check(files.parse(text, where), RESULT, where)
+        if RENAMED.get(line["what"], line["what"]) not in KINDS:
+            raise ValueError(f"{where} is of kind {brief(line['what'])}; kinds are {', '.join(sorted(KINDS))}")
+        if line["study"] not in self.manifest["studies"]:
+            raise ValueError(f"{where} is of study {brief(line['study'])}, which the {MANIFEST} does not name")
+        files.check(line["values"], {name: kind for name, kind in (("tensors", dict), ("large", str))
+                                     if name in line["values"]}, f"\"values\" of {where}", more=True)
+        files.check(line["made"], {"torch": str, "cpu": str}, f"\"made\" of {where}")
+        identity = {"what": line["what"], "code": line["code"], "study": self.manifest["studies"][line["study"]],
+                    "arguments": line["arguments"]}
+        return modern(identity) if self.manifest["format"] == 1 else identity, digest_of(identity), line
 
-    @cached_property
-    def _tensors(self) -> dict[str, Tensor]:
-        return {name: tensor for data in self._files(".safetensors")
-                for name, tensor in safetensors.torch.load(data).items()}
+    def _load(self, expected: int) -> dict[str, Tensor]:
+        found = {}
+        for path, data in self._files(".safetensors"):
+            if int.from_bytes(data[:8], "little") > HEADER * (expected + 1):
+                raise ValueError(f"{path} has a header for more tensors than its results have")
+            try:
+                found |= safetensors.torch.load(data)
+            except Exception as problem:                     # its own, KeyError, ValueError: it promises none
+                raise ValueError(f"{path} holds no tensors: {problem}; fetch it again") from problem
+        return found
 
-    def _cell(self, identity: dict, line: dict) -> dict:
-        values, key = dict(line["values"]), digest_of(identity)
-        if "tensors" in values:
-            values["tensors"] = {name: _long(self._tensors[f"{key}/{name}"], *kind)
-                                 for name, kind in values["tensors"].items()}
+    def _given(self, identity: dict, key: str, line: dict) -> dict:
+        values = files.restored({name: value for name, value in line["values"].items() if name != "tensors"})
+        if "tensors" in line["values"]:
+            values["tensors"] = {name: files.lengthened(self._tensors[f"{key}/{name}"], *kind)
+                                 for name, kind in line["values"]["tensors"].items()}
         return {"identity": identity, "values": values, "seconds": line["seconds"], "made": line["made"]}
 
     def __iter__(self) -> Iterator[tuple[str, dict]]:
-        """(name of its study, cell) of all."""
-        return ((line["study"], self._cell(identity, line)) for identity, line in self._cells.values())
+        """(name of its study, result) of all."""
+        return ((result[2]["study"], self._given(*result)) for result in self._results.values())
 
     def find(self, identity: Mapping) -> dict:
-        """The cell that is about the same as this identity, as `rumlib.lab.memo.Store.read` would give it. Raises
+        """The result that is about the same as this identity, as `rumlib.lab.memo.Store.read` would give it. Raises
         NotPublished, saying in what the nearest one differs."""
-        wanted = about(identity)
-        found = self._cells.get(digest_of(wanted))
+        wanted, what = about(identity), identity["what"]
+        found = self._results.get(digest_of(wanted))
         if found is None:
-            others = (differences(about(other), wanted) for other, _ in self._cells.values()
+            others = (differences(other, wanted) for other in (about(one) for one, *_ in self._results.values())
                       if other["what"] == wanted["what"])
             nearest = min(others, key=len, default=None)
             why = "they have none of this kind" if nearest is None else f"the nearest differs in {', '.join(nearest)}"
-            raise NotPublished(f"the published results in {self.folder} lack a cell of kind {wanted['what']!r}: {why}. "
-                               f"Take those that fit this data, profile and number of seeds, or compute it: run "
-                               f"without FROM (at the scale of the papers, on a GPU)")
-        self.changed |= {f"{wanted['what']}: {name}" for name in differences(found[0], identity)}
-        return self._cell(*found)
+            raise NotPublished(f"the published results in {self.folder} lack one of kind {what!r}: {why}. Take those "
+                               f"that fit this data, profile and number of seeds, or compute it: run without FROM (at "
+                               f"the scale of the papers, on a GPU)")
+        self.changed |= {f"{what}: {name}" for name in differences(modern(found[0]), modern(identity))}
+        return self._given(*found)
 
     def origin(self) -> dict:
-        """Where they come from, and in what the present code and device differ from those that have made the cells
+        """Where they come from, and in what the present code and device differ from those that have made the results
         that were asked for so far."""
         told = {name: value for name, value in self.manifest.items() if name not in ("studies", "cells", "files")}
-        return {**told, "manifest": hashlib.sha256((self.folder / MANIFEST).read_bytes()).hexdigest()[:16],
-                "changed since": sorted(self.changed)}
+        return {**told, "manifest": self.digest, "changed since": sorted(self.changed)}
 
 
-@cache
-def opened(folder: Path) -> Packed:
-    """The results in that folder, once for all studies of a process."""
-    return Packed(folder)
+opened = cache(Published)                                    # the results in a folder, once for all of a process
+
+
+# -- Commands ---------------------------------------------------------------------------------------------------------
+
+
+def studies(which: str, home: Path, *, asked: bool = True) -> list[Study]:
+    """A profile's own study and that of whole classes; those that a notebook has asked for results, or both."""
+    found = [Study(p, quiet=True, home=home) for p in (profile(which), profile(which).for_classes())]
+    return [study for study in found if study.manifest.parent.exists() or not asked]
+
+
+def publish(which: str, home: Path) -> tuple[Path, dict, int]:
+    """Pack the finished results of a profile. Returns the folder, the manifest, and how many were asked for and are not
+    there. Raises ValueError if none is."""
+    results, missing, asking = [], 0, studies(which, home)
+    for study in asking:
+        rows = survey(study.store.folder.parent)
+        found = (study.store.read(row["kind"], row["key"]) for row in rows if row["state"] == "done")
+        results += [result for result in found if result is not None]            # a damaged one was set aside
+        missing += sum(row["state"] in ("missing", "failed", "damaged") for row in rows)
+    if not results:
+        raise ValueError(f"nothing is finished that could be published: make paper PROFILE={which}")
+    told, named = asking[0].provenance(), {study.profile.name: study for study in asking}
+    kept = ("profile", "commit", "dirty", "device", "machine", "versions", "code", "lock")
+    origin = {**{name: told[name] for name in kept},
+              "made": sorted({" ".join(result["made"].values()) for result in results}),
+              "seeds": {name: list(study.profile.seeds) for name, study in named.items()},
+              "labels": {name: [label_hash(study.train.y), label_hash(study.test.y)] for name, study in named.items()},
+              "core seconds": round(sum(result["seconds"] for result in results), 1), "missing": missing,
+              "studies": {name: study.identity for name, study in named.items()}}
+    folder = home / "figures" / which / "results"
+    return folder, pack(folder, results, origin), missing
+
+
+def unpack(which: str, folder: Path, home: Path) -> tuple[int, int]:
+    """Put published results among the finished ones of a profile, those that are not there. Returns how many these are,
+    and how many of all the present code, data and device ask for. Raises ValueError where they are of another profile.
+    """
+    published, added, present = Published(folder), 0, 0      # all of it is checked before anything is written
+    if (other := published.manifest["profile"]) != which:
+        raise ValueError(f"the results in {folder} are of profile {brief(other)}, not {which!r}")
+    for study in studies(which, home, asked=False):
+        found = [result if published.manifest["format"] > 1 else
+                 {**result, "identity": renewed(result["identity"], study) or result["identity"]}
+                 for name, result in published if name == study.profile.name]
+        for result in found:
+            kind, key = result["identity"]["what"], digest_of(result["identity"])
+            if not study.store.path(kind, key).exists():
+                study.store.keep(kind, result)
+                added += 1
+            present += _present(result["identity"]) == result["identity"] and (
+                result["identity"]["study"], result["identity"]["code"]) == (
+                study.identity, PACKAGE.code(PACKAGE.kinds[kind]))
+        if found:
+            identities = {digest_of(result["identity"]): result for result in found}
+            put(study.manifest.with_name(UNPACKED), asked_for(study.identity, {
+                (one["identity"]["what"], key): (one["seconds"], codes(one["identity"]))
+                for key, one in identities.items()}))
+    return added, present
+
+
+def migrate(which: str, home: Path) -> tuple[int, int]:
+    """Keep the finished results of runs/<profile>/cells, which have the keys of before, under the present keys. Returns
+    how many these are, and how many could not be kept: their code was older, or a user's."""
+    kept = left = 0
+    for study in studies(which, home, asked=False):
+        for path in sorted((study.store.folder.parent / "cells").glob("*/*.json")):
+            result = parse(path.read_bytes(), path.stem)
+            identity = renewed(result["identity"], study)
+            left += identity is None
+            if identity is None:
+                continue
+            kind, key = identity["what"], digest_of(identity)
+            if "tensors" in result["values"]:
+                result["values"]["tensors"] = safetensors.torch.load_file(path.with_suffix(".safetensors"))
+            if path.with_suffix(".large").exists():
+                put(study.store.path(kind, key).with_suffix(".large"), path.with_suffix(".large").read_bytes())
+            study.store.keep(kind, {**result, "identity": identity})
+            kept += 1
+    return kept, left
+
+
+def main(which: str = "laptop", folder: str = "") -> None:
+    home = settings.home()
+    if folder == "--migrate":
+        kept, left = migrate(which, home)
+        print(f"{kept} results of runs/{which}/cells are kept under the present keys, {left} are not; that folder may "
+              f"be removed")
+        return
+    if folder:
+        added, present = unpack(which, Path(folder), home)
+        print(f"{added} results unpacked into {home}/runs/{which}/; of those in {folder} the present code, data and "
+              f"device ask for {present}, and the others are stale")
+        return
+    place, manifest, missing = publish(which, home)
+    for name, file in manifest["files"].items():
+        print(f"{file['bytes'] / 2**20:8.2f} MiB  {place / name}")
+    print(f"{sum(manifest['cells'].values())} results, {manifest['core seconds']:.0f} s of one core"
+          + f"; {missing} more were asked for and are not there: make status PROFILE={which}" * (missing > 0))
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except (ValueError, FileNotFoundError) as problem:
+        sys.exit(f"{problem}")

@@ -16,23 +16,25 @@ have room for that, and leave them out.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rumlib.lab import engine
+from rumlib.device import pick
+from rumlib.lab import engine, files, settings
 from rumlib.lab.check import survey
 from rumlib.lab.profiles import profile
-from rumlib.lab.publish import studies
-from rumlib.lab.results import Packed
-from rumlib.lab.settings import home as find_home
+from rumlib.lab.results import Published, studies
 
 SIDE_BY_SIDE = (os.cpu_count() or 1) + 1                     # notebooks at a time; those of a profile take turns
+ON_CUDA = 4                                                  # each has a context there, which takes half a gigabyte
 LEFT = 75                                                    # exit status: the time was up
 ENDS = ("TimeIsUp", "Stopped", "NotPublished")               # errors that say all in one line (`rumlib.lab.memo`)
 
@@ -77,35 +79,67 @@ class Run:
         print(f"{self.folder.name:<16} {source.stem:<32} {time.perf_counter() - start:6.1f} s", flush=True)
 
 
-def execute(runs: list[Run], home: Path) -> None:
-    """Execute the numbered notebooks of these runs. Raises the first error, once all others have ended; SystemExit,
+def execute(runs: list[Run], home: Path, only: Sequence[str] = ()) -> None:
+    """Execute the numbered notebooks of these runs, or `only` some of them, by name. Raises the first error, once all others have ended; SystemExit,
     with what is to be done, where the notebooks themselves are not to blame."""
-    from papermill.exceptions import PapermillExecutionError
+    sources = numbered(home, with_live=not runs[0].told)
+    stages = (sources[:-1], sources[-1:])                    # the last one gathers what the others have written
+    from papermill.exceptions import PapermillExecutionError  # takes seconds
 
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    engine.share()
-    sources, ends = sorted((home / "notebooks").glob("[0-9]*.ipynb")), {}
-    if runs[0].told:
-        live = [source for source in sources if is_live(source)]
-        sources = [source for source in sources if source not in live]
-        print(f"Left out, as they train models themselves: {', '.join(source.stem for source in live) or 'none'}")
-    *sources, last = sources
-    for stage in (sources, [last]):                          # the last one gathers what the others have written
-        with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-            started = {f"{run.folder.name} {source.stem}": pool.submit(run.execute, source, place)
-                       for run in runs for place, source in enumerate(stage)
-                       if profile(run.profile).includes(source.stem)}
-            for name, done in started.items():
-                try:
-                    done.result()
-                except PapermillExecutionError as problem:
-                    if problem.ename not in ENDS:
-                        raise
-                    ends[name] = problem
-        if ends:
-            say_why(ends, runs, home)
+    on_cuda = any(pick(profile(run.profile).device).type == "cuda" for run in runs)
+    with ExitStack() as stack:
+        for run in runs:
+            stack.enter_context(files.hold(run.folder))
+        stack.enter_context(telling_damage(runs, home))
+        engine.share()
+        for stage in stages:
+            ends = {}
+            with ThreadPoolExecutor(ON_CUDA if on_cuda else SIDE_BY_SIDE) as pool:
+                started = {f"{run.folder.name} {source.stem}": pool.submit(run.execute, source, place)
+                           for run in runs for place, source in enumerate(stage)
+                           if profile(run.profile).includes(source.stem) and source.stem in (only or [source.stem])}
+                for name, done in started.items():
+                    try:
+                        done.result()
+                    except (PapermillExecutionError, OSError) as problem:
+                        ends[name] = in_one_line(problem)
+            if ends:
+                say_why(ends, runs, home)
     for run in runs:
         print(f"Executed notebooks: {run.folder}/   figures and tables: {run.figures / run.profile}/")
+
+
+def numbered(home: Path, *, with_live: bool) -> list[Path]:
+    """The notebooks in their order. Raises FileNotFoundError where there are none."""
+    sources = sorted((home / "notebooks").glob("[0-9]*.ipynb"))
+    live = [] if with_live else [source for source in sources if is_live(source)]
+    if not with_live:
+        print(f"Left out, as they train models themselves: {', '.join(source.stem for source in live) or 'none'}")
+    if len(sources) == len(live):
+        raise FileNotFoundError(f"no numbered notebooks to run in {home / 'notebooks'}: run this in the folder of the "
+                                f"project, or name it in RUM_HOME")
+    return [source for source in sources if source not in live]
+
+
+@contextmanager
+def telling_damage(runs: list[Run], home: Path) -> Iterator[None]:
+    """At the end, also after an error, say what else the notebooks alone say: which results were damaged, or failed."""
+    names = {p.name for run in runs for p in (profile(run.profile), profile(run.profile).for_classes())}
+
+    def found(ending: str) -> set[tuple[Path, int]]:         # what is renamed has another ctime, and the same mtime
+        paths = (path for name in names for path in (home / "runs" / name).glob(f"*/*/*.{ending}"))
+        return {(path, path.stat().st_ctime_ns) for path in paths}
+
+    before = found("damaged")
+    try:
+        yield
+    finally:
+        if new := {path.parent / path.name.partition(".")[0] for path, _ in found("damaged") - before}:
+            print(f"{len(new)} damaged results were set aside (*.damaged) to be computed again, e.g. {min(new)}: if "
+                  f"this happens often, check the disk")
+        if failed := found("failed"):
+            print(f"{len(failed)} results failed, e.g. {min(failed)[0]}: the next run tries them again")
 
 
 def is_live(source: Path) -> bool:
@@ -115,24 +149,34 @@ def is_live(source: Path) -> bool:
     return any("live" in cell.metadata.get("tags", ()) for cell in nbformat.read(source, as_version=4).cells)
 
 
-def say_why(ends: Mapping[str, Exception], runs: list[Run], home: Path) -> None:
+def in_one_line(problem: Exception) -> tuple[str, str]:
+    """The name of what ended a notebook, and what to do. Raises the error again if that takes more than one line."""
+    name, told = getattr(problem, "ename", "OSError"), getattr(problem, "evalue", str(problem))
+    if name == "OSError" and any(f"[Errno {number}]" in told for number in (errno.ENOSPC, errno.EDQUOT)):
+        return name, f"the disk is full ({told}): make room and run again; what is finished is kept"
+    if name not in ENDS:
+        raise problem
+    return name, told
+
+
+def say_why(ends: Mapping[str, tuple[str, str]], runs: list[Run], home: Path) -> None:
     """Raise SystemExit: with LEFT where it was the time alone."""
-    for name, problem in ends.items():
-        print(f"{name}: {problem.evalue}", file=sys.stderr)
-    if {problem.ename for problem in ends.values()} != {"TimeIsUp"}:
+    for name, (_, line) in ends.items():
+        print(f"{name}: {line}", file=sys.stderr)
+    if {kind for kind, _ in ends.values()} != {"TimeIsUp"}:
         sys.exit(1)
     for which in dict.fromkeys(run.profile for run in runs):
         for study in studies(which, home):
-            cells = survey(study)
-            missing = cells[cells["asked"] & cells["state"].isin(["missing", "failed"])]
-            print(f"{study.profile.name}: {(cells['state'] == 'done').sum()} cells done; of those asked for so far "
-                  f"{len(missing)} are left, by what others took {missing['seconds'].sum() / 60:.0f} minutes of one "
-                  f"core (make status PROFILE={study.profile.name})")
+            rows = survey(study.store.folder.parent)
+            left = [row["seconds"] or 0 for row in rows if row["state"] in ("missing", "failed", "damaged")]
+            print(f"{study.profile.name}: {sum(row['state'] == 'done' for row in rows)} results done; of those asked "
+                  f"for so far {len(left)} are left, by what others took {sum(left) / 60:.0f} minutes of one core "
+                  f"(make status PROFILE={study.profile.name})")
     sys.exit(LEFT)
 
 
-def main(profiles: str = "laptop", seeds: str = "", minutes: str = "", published: str = "") -> None:
-    home, told = find_home(), {}
+def main(profiles: str = "laptop", seeds: str = "", minutes: str = "", published: str = "", only: str = "") -> None:
+    home, told = settings.home(), {}
     if not seeds.replace(" ", "").isdecimal() and seeds:
         raise ValueError(f"SEEDS must be numbers of seeds, as in SEEDS='2 4'; got {seeds!r}")
     if minutes and published:
@@ -142,9 +186,10 @@ def main(profiles: str = "laptop", seeds: str = "", minutes: str = "", published
             raise ValueError(f"MINUTES must be a number, as in MINUTES=8; got {minutes!r}")
         told["RUM_UNTIL"] = str(time.time() + 60 * float(minutes))
     if published:
-        told["RUM_FROM"] = str(Packed(Path(published)).folder.resolve())         # says at once if they are damaged
+        told["RUM_FROM"] = str(Published(Path(published)).folder.resolve())         # says at once if they are damaged
     numbers = [int(number) for number in seeds.split()] or [None]
-    execute([Run(name, number, home, tuple(told.items())) for name in profiles.split() for number in numbers], home)
+    runs = [Run(name, number, home, tuple(told.items())) for name in profiles.split() for number in numbers]
+    execute(list(dict.fromkeys(runs)), home, only.split())
 
 
 if __name__ == "__main__":
