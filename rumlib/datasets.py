@@ -1,26 +1,28 @@
-"""Readers: known data sets, folders of images, torch Datasets, and lists of what must be forgotten.
+"""Reading data: known data sets, folders of images, torch Datasets, and lists of what must be forgotten.
 
     train, test = load("digits")             # real 8x8 digits, embedded; noise and flipped labels are known
     train, test = load("cifar10", root=...)  # Parquet or torchvision's files; also cifar100, ..., a folder
     train = from_dataset(my_dataset)         # any torch Dataset of (image, class) pairs
     train, test = gaussians()                # points in the plane around four centres, a class each
-    mask = forget_ids("forget.csv", train)   # a deletion request: a column "id" of numbers as in train.index
+    mask = forget_ids("forget.csv", train)   # a deletion request: a column "id" with numbers of train.index
 """
 
 from __future__ import annotations
 
+import csv
 import io
 import os
+import re
 from collections.abc import Callable
 from operator import index as whole
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from rumlib.data import Examples
+from rumlib.device import as_seed
 
 DATASETS = ("digits", "cifar10", "cifar100", "fashion_mnist", "tiny_imagenet")
 
@@ -43,6 +45,7 @@ def load(name: str, *, root: str | Path | None = None, download: bool = False, c
 
     Raises ValueError for an unknown name and FileNotFoundError, saying where it looked, for missing files.
     """
+    seed = as_seed(seed)
     select = dict(classes=classes, seed=seed, size=size)
     if name == "digits":
         train, test = _digits(noise, flips, seed)
@@ -136,7 +139,7 @@ def gaussians(n: int = 1000, n_test: int = 1000, *, spread: float = 0.5, seed: i
     """
     if n < 1 or n_test < 1 or spread <= 0:
         raise ValueError(f"n and n_test must be at least 1 and spread positive; got {n}, {n_test} and {spread}")
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(as_seed(seed))
     centres = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
     labels = [torch.arange(4 * size) % 4 for size in (n, n_test)]
     return tuple(Examples(centres[y] + spread * torch.randn(len(y), 2, generator=random), y) for y in labels)
@@ -272,28 +275,71 @@ def _chosen(decode, y: Tensor, names: tuple[str, ...], *, classes, n, size, seed
 
 
 def forget_ids(path: str | Path, examples: Examples, *, column: str = "id") -> Tensor:
-    """Mask (n,) of the examples whose `index` is in that column of a CSV file: what a deletion request may look like.
+    """Mask of the examples that a deletion request names: their numbers in `index`, in one column of a CSV file.
 
-    The file has a line of names first; an id may come more than once. Raises FileNotFoundError or ValueError for a file
-    without such a column or without ids, for what is no whole number, and for ids that no example has.
+    path      the file: commas between fields, UTF-8, a line of names first, each id once. Empty fields at the end of
+              lines, as spreadsheets write them, are passed over
+    examples  n of them, those asked for with an index of their own
+    column    the name above the ids
+
+    Returns a bool tensor (n,); ``examples.index[mask]`` are the ids that were read. Raises FileNotFoundError, and
+    ValueError with the number of the line: for rows longer or shorter than the first line, a column that is missing or
+    named twice, ids that are no whole numbers, that come twice, or that no example or several have.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"there is no list of ids {path}")
-    try:
-        table = pd.read_csv(path, dtype=str, skipinitialspace=True)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as problem:
-        raise ValueError(f"{path} is no CSV file: {problem}") from problem
-    if column not in table:
-        raise ValueError(f"{path} has no column {column!r}; its first line names {', '.join(map(repr, table))}. Give "
-                         f"column=, or put the name above the ids")
-    ids = table[column].str.strip()
-    wrong = ids[~ids.str.fullmatch(r"\d{1,18}").fillna(False).astype(bool)]
-    if len(wrong) or not len(ids):
-        found = f"number {wrong.index[0] + 1} is {wrong.iloc[0]!r}" if len(wrong) else "there are none"
-        raise ValueError(f"ids in {path} must be whole numbers, those of examples.index; {found}")
-    asked = torch.tensor(ids.astype("int64").to_numpy())
-    unknown = asked[~torch.isin(asked, examples.index.cpu())].unique()
-    if len(unknown):
+    lines = _ids(Path(path), column)
+    asked = torch.tensor(list(lines))
+    held = examples.index[torch.isin(examples.index, asked)]
+    known, times = held.unique(return_counts=True)
+    unknown = [k for k in lines if k not in set(known.tolist())]
+    if unknown:
         raise ValueError(f"{len(unknown)} ids of {path} belong to none of the {len(examples)} examples, e.g. "
-                         f"{unknown[:3].tolist()}")
-    return torch.isin(examples.index, asked.to(examples.index.device))
+                         f"{unknown[:3]} (line {lines[unknown[0]]})")
+    if (times > 1).any():
+        raise ValueError(f"id {int(known[times > 1][0])} of {path} belongs to {int(times.max())} examples: give each "
+                         f"example an index of its own")
+    return torch.isin(examples.index, asked)
+
+
+def _ids(path: Path, column: str) -> dict[int, int]:
+    """id -> the line it stands in."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no list of ids {path}")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file, skipinitialspace=True, strict=True)
+        try:
+            rows = [(reader.line_num, [field.strip() for field in row]) for row in reader]
+        except (csv.Error, UnicodeDecodeError) as problem:
+            raise ValueError(f"{path} is no CSV file in UTF-8: line {reader.line_num + 1}: {problem}") from problem
+    rows = [(line, row) for line, row in rows if any(row)]
+    if not rows:
+        raise ValueError(f"{path} is no CSV file: it is empty")
+    names, found = _short(rows[0][1], 0), {}
+    alike = [name for name in names if name.casefold().split() == str(column).casefold().split()]
+    if len(alike) > 1:
+        raise ValueError(f"the column {column!r} of {path} is ambiguous: its first line names {alike}. Rename all but "
+                         f"one")
+    if column not in names:
+        raise ValueError(f"{path} has no column {column!r}; its first line names {', '.join(map(repr, names))}. Give "
+                         f"column=, put the name above the ids, and separate fields by commas")
+    for line, row in rows[1:]:
+        row = _short(row, len(names))
+        if len(row) != len(names):
+            raise ValueError(f"line {line} of {path} has {len(row)} fields, the first line names {len(names)}: put a "
+                             f"field that holds a comma in quotes, and no field less")
+        text = row[names.index(column)]
+        if not re.fullmatch("[0-9]{1,18}", text):
+            raise ValueError(f"ids in {path} must be whole numbers, those of examples.index; line {line} has {text!r}")
+        if int(text) in found:
+            raise ValueError(f"id {int(text)} stands twice in {path}, in lines {found[int(text)]} and {line}: name it "
+                             f"once, or mend the one that is wrong")
+        found[int(text)] = line
+    if not found:
+        raise ValueError(f"ids in {path} must be whole numbers, those of examples.index; there are none")
+    return found
+
+
+def _short(row: list[str], length: int) -> list[str]:
+    """The row without what is empty at its end, but for so many fields."""
+    while len(row) > length and not row[-1]:
+        row = row[:-1]
+    return row

@@ -1,18 +1,24 @@
-"""Which device computes. Random draws stay on the CPU, so that every device sees the same batches.
+"""Which device computes, and what a seed is. Random draws stay on the CPU, so that every device sees the same batches.
 
     pick()                                                   # what RUM_DEVICE names; else a GPU if there is one
     pick("cuda:1")                                           # that one, or an error
     send(x, device)                                          # without waiting for what the device is doing
     finished()                                               # wait: a clock that is read now has measured the work
     with torch.random.fork_rng(cuda_rng_devices()): ...      # leave the random state as it was, that of GPUs too
+    with tf32(device): ...                                   # products of fp32 at the speed of TF32, on CUDA
+    as_seed(np.int64(3))                                     # 3: integers of any type give the same draws
+    with seeded(seed, "task") as random: ...                 # a generator of its own for each task
 """
 
 from __future__ import annotations
 
+import hashlib
+import operator
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -27,8 +33,10 @@ def pick(name: str = "auto") -> torch.device:
     """The device of that name, "cpu", "cuda", "cuda:1", "mps"; "auto": what the environment variable RUM_DEVICE names,
     or else a GPU if there is one, or else the CPU. Raises ValueError for one that is not there.
 
-    On a CUDA device numbers must come out the same again, and those of fp32 must be those of fp32: cuDNN then chooses
-    among deterministic algorithms, by rule and not by timing, and TF32 is off (training that may round uses bf16).
+    For a CUDA device this sets flags of torch, for the whole process: cuDNN chooses among deterministic algorithms, by
+    rule and not by timing, and TF32 is off. All that is computed there must come out the same again, in fp32 as exact
+    as that is (training that may round uses bf16, `predict` uses `tf32`). Models that train in turns on several streams
+    could not set flags for themselves alone.
     """
     asked = os.environ.get("RUM_DEVICE", "auto") if name == "auto" else name
     count = {"cuda": torch.cuda.device_count, "mps": torch.mps.device_count, "cpu": torch.cpu.device_count}
@@ -44,6 +52,58 @@ def pick(name: str = "auto") -> torch.device:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device(asked)
+
+
+@contextmanager
+def tf32(device: torch.device) -> Iterator[None]:
+    """Inside, a CUDA device rounds the factors of fp32 products to TF32, which is several times faster."""
+    flags = (torch.backends.cuda.matmul, torch.backends.cudnn) if device.type == "cuda" else ()
+    before = [flag.allow_tf32 for flag in flags]
+    try:
+        for flag in flags:
+            flag.allow_tf32 = True
+        yield
+    finally:
+        for flag, value in zip(flags, before, strict=True):
+            flag.allow_tf32 = value
+
+
+def as_seed(seed) -> int:
+    """The seed as an int: whole numbers of Python, NumPy and torch (a tensor of one) that are equal draw the same.
+
+    Raises TypeError for None, bool, floats and text, ValueError for a number that takes more than 64 bits.
+
+    >>> as_seed(torch.tensor([3])), as_seed(-1)
+    (3, -1)
+    """
+    try:
+        number = None if getattr(seed, "dtype", type(seed)) in (bool, torch.bool) else operator.index(seed)
+    except (TypeError, ValueError, RuntimeError):
+        number = None
+    if number is None:
+        raise TypeError(f"seed must be one whole number, e.g. seed=0; got {seed!r:.80}")
+    if not -2**63 <= number < 2**64:
+        raise ValueError(f"seed must fit into 64 bits; got {number:.3e}: take a smaller one, e.g. seed=0")
+    return number
+
+
+def derive_seed(seed: int, *names: str | int) -> int:
+    """A seed for the task called `names`: the same wherever and in whatever order tasks run.
+
+    >>> derive_seed(0, "order")
+    53803136683444137
+    """
+    names = [name if isinstance(name, str) else as_seed(name) for name in names]
+    return int.from_bytes(hashlib.sha256(repr((as_seed(seed), *names)).encode()).digest()[:7], "big")
+
+
+@contextmanager
+def seeded(seed: int, *names: str | int) -> Iterator[torch.Generator]:
+    """A generator for the task called `names`. What takes no generator (dropout, say) draws from a forked global
+    state inside; the caller's random state is left as it was."""
+    with torch.random.fork_rng(cuda_rng_devices()):
+        torch.manual_seed(derive_seed(seed, *names, "global"))
+        yield torch.Generator().manual_seed(derive_seed(seed, *names))
 
 
 def send(x: Tensor, device: torch.device) -> Tensor:

@@ -13,22 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rumlib.data import Examples, as_input
-from rumlib.device import cuda_rng_devices, send
-from rumlib.graphs import lanes
-from rumlib.models import Factory, Normalize, build
-from rumlib.train import (
-    Descent,
-    Recipe,
-    batch_count,
-    check_compatible,
-    count_passes,
-    cross_entropy,
-    cut,
-    descend,
-    epochs,
-    seeded,
-)
+from rumlib.data import Examples, as_input, batch_count, cut
+from rumlib.device import as_seed, cuda_rng_devices, seeded, send
+from rumlib.graphs import streams
+from rumlib.models import Factory, Normalize, anchor, build, check_new, normalizing_one
+from rumlib.train import Descent, Recipe, check_compatible, count_passes, cross_entropy, descend, epochs
 
 AT_ONCE = 8                                                  # side by side on a GPU: by estimate, not measured yet
 
@@ -66,11 +55,11 @@ class Stacked(nn.Module):
 
         return torch.vmap(one)(dict(zip(self.names, self.weights, strict=True)), x)
 
-    def unstack(self, make_model: Factory) -> list[nn.Module]:
+    def unstack(self) -> list[nn.Module]:
         """The K models as modules of their own."""
         models = []
         for k in range(len(self)):
-            model = build(make_model, 0).to(self.weights[0].device)
+            model = copy.deepcopy(self.single)
             model.load_state_dict({n: w[k].detach().clone() for n, w in zip(self.names, self.weights, strict=True)})
             models.append(model.eval())
         return models
@@ -84,20 +73,31 @@ def fits_stacking(model: nn.Module) -> bool:
 
 def fit_many(make_model: Factory, examples: Examples, subsets: list[Tensor], recipe: Recipe, *,
              seeds: list[int], at_once: int | None = None) -> list[nn.Module]:
-    """Train one model for each subset (positions in `examples`) and seed, on the device of the examples.
+    """One trained model for each subset and seed, on the device of the examples.
 
     Model k equals ``fit(make_model, examples[subsets[k]], recipe, seed=seeds[k])`` up to rounding. Models that can be
-    stacked are trained together, on subsets of one length; others in turns, `at_once` of them side by side: None says
-    AT_ONCE on a GPU, else 1. Models that draw random numbers (dropout) are trained one by one.
+    stacked are trained together, on subsets of one length; others in turns. Models that draw random numbers (dropout)
+    are trained one by one.
+
+    subsets  K tensors of positions in `examples`
+    seeds    K whole numbers
+    at_once  how many models in turns are side by side; None: AT_ONCE on a GPU, else 1
+
+    Returns K models in eval mode. Raises what `fit` raises, and ValueError for other numbers of seeds than of subsets.
     """
-    tasks = list(zip(subsets, seeds, strict=True))
+    seeds = [as_seed(seed) for seed in seeds]
+    if len(seeds) != len(subsets) or not all(map(len, subsets)) or not seeds:
+        raise ValueError(f"give one seed for each subset, and no subset without examples; got {len(seeds)} seeds for "
+                         f"subsets of {[len(subset) for subset in subsets][:8]} examples")
     first = build(make_model, seeds[0])
+    check_new(first, make_model)
     check_compatible(first, examples)
     if not fits_stacking(first) or recipe.augment or len({len(subset) for subset in subsets}) > 1:
         if at_once is None:
             at_once = AT_ONCE if examples.x.device.type == "cuda" else 1
-        return in_turns(make_model, examples, tasks, recipe, 1 if uses_rng(first, examples) else at_once)
-    models = [build(make_model, seed).to(examples.x.device) for seed in seeds]
+        at_once = 1 if uses_rng(first, examples) else at_once
+        return in_turns(make_model, examples, list(zip(subsets, seeds, strict=True)), recipe, at_once)
+    models = [model.to(examples.x.device) for model in (first, *[build(make_model, seed) for seed in seeds[1:]])]
     rows = torch.stack(list(subsets))                                                   # (K, m)
     x, y = as_input(examples.x), examples.y.to(examples.x.device)
     with contextlib.ExitStack() as stack:
@@ -114,7 +114,7 @@ def fit_many(make_model: Factory, examples: Examples, subsets: list[Tensor], rec
             return F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum") / y.shape[1]
 
         steps = recipe.epochs * batch_count(rows.shape[1], recipe.batch_size)
-        return descend(Stacked(models), batches(), loss, recipe, steps=steps).unstack(make_model)
+        return descend(Stacked(models), batches(), loss, recipe, steps=steps).unstack()
 
 
 def in_turns(make_model: Factory, examples: Examples, tasks: list[tuple[Tensor, int]], recipe: Recipe,
@@ -124,21 +124,22 @@ def in_turns(make_model: Factory, examples: Examples, tasks: list[tuple[Tensor, 
     device, trained = examples.x.device, {}
 
     def lane(own: list[int]) -> Iterator[tuple]:             # one model after the other, in the same memory
-        model = build(make_model, 0).to(device)
+        model = build(make_model, tasks[own[0]][1]).to(device)
         with Descent(model, cross_entropy, recipe) as descent:
             for k in own:
                 subset, seed = tasks[k]
                 part = examples[subset]
                 check_compatible(model, part)
-                descent.restart(build(make_model, seed).state_dict())
+                if k != own[0]:                              # it has the weights of the first: drawing takes time
+                    descent.restart(build(make_model, seed).state_dict())
                 with seeded(seed, "order") as random:
-                    yield from descent.steps(epochs(part, recipe, random, next(model.parameters())),
+                    yield from descent.steps(epochs(part, recipe, random, anchor(model)),
                                              of=recipe.epochs * batch_count(len(part), recipe.batch_size))
                 trained[k] = copy.deepcopy(model).eval()
 
     count = min(at_once, len(tasks))
     # Seeded blocks that overlap do not leave the random state as it was: one around all of them does.
-    with torch.random.fork_rng(cuda_rng_devices()), lanes(device, count) as places:
+    with torch.random.fork_rng(cuda_rng_devices()), streams(device, count) as places:
         running = [(lane(list(range(k, len(tasks), count))), place) for k, place in enumerate(places)]
         while running:
             for run, place in tuple(running):
@@ -150,7 +151,8 @@ def in_turns(make_model: Factory, examples: Examples, tasks: list[tuple[Tensor, 
 
 def uses_rng(model: nn.Module, examples: Examples) -> bool:
     """Whether a model, on the CPU, draws random numbers while it trains."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    model = copy.deepcopy(model).train()
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), normalizing_one(model):
         before = torch.random.get_rng_state()
-        copy.deepcopy(model).train()(as_input(examples.x[:2], next(model.parameters())))
+        model(as_input(examples.x[:2], anchor(model)))
         return not torch.equal(before, torch.random.get_rng_state())

@@ -1,7 +1,7 @@
 """Training steps that a GPU repeats by itself: recorded once as a CUDA graph, then replayed.
 
     step = Recorded(step)                                    # a function of batches; called like it
-    with lanes(device, 8) as places: ...                     # CUDA streams, for eight models side by side
+    with streams(device, 8) as places: ...                   # CUDA streams, for eight models side by side
 
 A step of a small network is hundreds of kernels of a few microseconds each, and to launch them one by one takes the CPU
 longer than they run. RUM_GRAPHS=off: every step is launched, as where a loss is not `recordable`. RUM_GRAPHS=on: also
@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 
@@ -29,28 +30,28 @@ def recordable(loss: Callable) -> Callable:
     return loss
 
 
-def wanted(loss: Callable, device: torch.device) -> bool:
+def should_record(loss: Callable, device: torch.device) -> bool:
     """Whether steps with this loss are recorded on this device. Raises ValueError for another RUM_GRAPHS than auto, on
     or off."""
     mode = os.environ.get("RUM_GRAPHS", "auto")
     if mode not in ("auto", "on", "off"):
         raise ValueError(f"RUM_GRAPHS must be auto, on or off; got {mode!r}")
-    if _plain:
+    if _unrecorded.get():
         return False
     return getattr(loss, "recordable", False) and (mode == "on" or (mode == "auto" and device.type == "cuda"))
 
 
-_plain: list[bool] = []
+_unrecorded: ContextVar[bool] = ContextVar("every step is launched", default=False)
 
 
 @contextmanager
 def unrecorded() -> Iterator[None]:
     """Inside, every step is launched, so that what looks at its operations one by one sees those of all steps."""
-    _plain.append(True)
+    token = _unrecorded.set(True)
     try:
         yield
     finally:
-        _plain.pop()
+        _unrecorded.reset(token)
 
 
 @dataclass(eq=False)
@@ -90,7 +91,7 @@ class Recorded:
         return found.returned
 
     def record(self, recording: Recording, batch: tuple) -> None:
-        recording.batch = placed(batch, self.device)
+        recording.batch = copied(batch, self.device)
         if self.device.type != "cuda":
             def replay():
                 recording.returned = self.function(*recording.batch)
@@ -110,10 +111,10 @@ def kind(part) -> object:
     return (part.shape, part.dtype) if isinstance(part, Tensor) else type(part)
 
 
-def placed(part, device: torch.device):
+def copied(part, device: torch.device):
     """A copy of a batch on the device, its numbers as tensors; None stays."""
     if isinstance(part, tuple):
-        copies = [placed(inner, device) for inner in part]
+        copies = [copied(inner, device) for inner in part]
         return type(part)(*copies) if hasattr(part, "_fields") else tuple(copies)
     if part is None:
         return None
@@ -135,20 +136,20 @@ def copy_into(place, part) -> None:
 
 
 @contextmanager
-def lanes(device: torch.device, count: int) -> Iterator[list[AbstractContextManager]]:
+def streams(device: torch.device, count: int) -> Iterator[list[AbstractContextManager]]:
     """`count` contexts. What is asked of a CUDA device inside one of them goes to a stream of its own: streams run side
     by side, after all that was asked before this block and before all that is asked after it. Elsewhere they do
     nothing."""
     if device.type != "cuda":
         yield [nullcontext()] * count
         return
-    here, streams = torch.cuda.current_stream(device), [_stream(device, k) for k in range(count)]
-    for stream in streams:
+    here, others = torch.cuda.current_stream(device), [_stream(device, k) for k in range(count)]
+    for stream in others:
         stream.wait_stream(here)
     try:
-        yield [torch.cuda.stream(stream) for stream in streams]
+        yield [torch.cuda.stream(stream) for stream in others]
     finally:
-        for stream in streams:
+        for stream in others:
             here.wait_stream(stream)
 
 

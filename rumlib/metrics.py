@@ -1,37 +1,59 @@
-"""How near an unlearned model is to one that never saw the forget set.
+"""How near an unlearned model is to the oracle, a model that never saw the forget set.
 
-    tow(unlearned, retrained, forget, retain, test)          # 1: as retrained in accuracy on all three sets
-    tow_mia(unlearned, retrained, forget, retain, test)      # the same with a membership attack on the forget set
-    disagreement(unlearned, retrained, examples)             # share of examples that the two classify differently
+    tow(unlearned, oracle, forget, retain, test)             # 1: as the oracle in accuracy on all three sets
+    tow_mia(unlearned, oracle, forget, retain, test)         # with an attack on the forget set; mia_gap: this alone
     evaluate(model, forget, retain, test)                    # the four numbers behind them, from one pass over the data
     svc_mia(model, members, nonmembers, target, "entropy")   # the attack by any of its five features
-    mia_gap(unlearned, retrained, forget, retain, test)      # by how much the attack tells the two apart
-    accuracies(model, {"validation": v, "low": low})         # of any named sets; disagreements(a, b, sets) likewise
-    weight_distance(a, b), weight_cosine(a, b)               # in the space of weights
-    acceleration(spent, reference)                           # how many times cheaper than retraining
-    class_accuracies(model, test, [3])                       # of forgotten classes and the others
-    class_mia(model, forget, retain, test); ulira(...)       # attacks on forgotten classes
-    confusion(model, test)                                   # which class inherits a forgotten one
-    flops(algorithm, model, forget, retain)                  # floating-point operations of a call
-    forgetting_rate(a, a_u), retention(a, a_u)               # of accuracies, from the original to the unlearned model
-    similarity(a, b, examples)                               # of predictions, 1: the same
+    disagreement, similarity, weight_distance, weight_cosine # of two models, in predictions or in weights
+    accuracies(model, {"low": low}), disagreements(...)      # of any named sets
+    class_accuracies, class_mia, confusion, ulira            # forgotten classes
+    acceleration(spent, reference), flops(algorithm, ...)    # cost
+    forgetting_rate(a, a_u), retention(a, a_u)               # from accuracies alone
+
+Accuracies and shares are fractions in [0, 1]. Functions of models and sets raise ValueError or TypeError for sets that
+are empty, that the model cannot take or whose labels it does not know, and for a retain set that still holds the forget
+set; and FloatingPointError for models whose logits are not finite.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, log, nan, prod
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from rumlib.data import Examples
+from rumlib.data import Examples, check_disjoint
+from rumlib.device import as_seed
 from rumlib.graphs import unrecorded
-from rumlib.train import Cost, accuracy, correct, predict
+from rumlib.train import Cost, accuracy, check_compatible, correct, predict
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FEATURES = ("confidence", "correctness", "entropy", "modified_entropy", "probabilities")
+
+
+def _check(model: nn.Module, sets: Mapping[str, Examples]) -> None:
+    """The one door for models and sets from outside."""
+    for name, examples in sets.items():
+        if not isinstance(examples, Examples):
+            raise TypeError(f"{name} must be rumlib.Examples(x, y); got a {type(examples).__name__}")
+        check_compatible(model, examples, name)
+
+
+def _logits(model: nn.Module, **sets: Examples) -> list[Tensor]:
+    """The model's logits on each of the sets, (n, classes)."""
+    _check(model, sets)
+    found = [predict(model, examples) for examples in sets.values()]
+    for name, logits in zip(sets, found, strict=True):
+        wrong = int((~logits.isfinite()).any(1).sum())
+        if wrong:
+            raise FloatingPointError(f"the model gives NaN or infinite logits for {wrong} of {len(logits)} examples "
+                                     f"({name}): it diverged, and cannot be compared or attacked")
+    return found
 
 
 @dataclass(frozen=True)
@@ -50,10 +72,11 @@ def evaluate(model: nn.Module, forget: Examples, retain: Examples, test: Example
 
     The attacker of `mia` knows retained examples (members: the first by index, as many as there are test images) and
     the test images (non-members); the number is the share of the forget set that it calls non-member. Higher means
-    more forgotten, but the right value is that of the retrained model, not 1 (NeurIPS 2024, section 6).
+    more forgotten, but the right value is that of the oracle, not 1. Source: arXiv 2406.01257, section 6.
     """
-    sets = (forget, retain, test)
-    return evaluation([predict(model, s) for s in sets], sets, mia=mia, seed=seed)
+    logits = _logits(model, forget=forget, retain=retain, test=test)
+    check_disjoint(forget, retain)
+    return evaluation(logits, (forget, retain, test), mia=mia, seed=seed)
 
 
 def evaluation(logits: Sequence[Tensor], sets: Sequence[Examples], *, mia: bool = True, seed: int = 0) -> Evaluation:
@@ -72,7 +95,8 @@ def evaluation(logits: Sequence[Tensor], sets: Sequence[Examples], *, mia: bool 
 def tow(unlearned: nn.Module, retrained: nn.Module, forget: Examples, retain: Examples, test: Examples) -> float:
     """Tug of war, in [0, 1]; 1 is indistinguishable from retraining in accuracy on forget, retain and test set.
 
-    (1 - d_forget) (1 - d_retain) (1 - d_test), d the absolute difference of accuracies (NeurIPS 2024, section 3).
+    (1 - d_forget) (1 - d_retain) (1 - d_test), d the absolute difference of accuracies. Source: arXiv 2406.01257,
+    section 3.
     """
     u, r = (evaluate(model, forget, retain, test, mia=False) for model in (unlearned, retrained))
     return tow_from_accuracies(unlearned=(u.forget, u.retain, u.test), retrained=(r.forget, r.retain, r.test))
@@ -82,14 +106,24 @@ def tow_mia(unlearned: nn.Module, retrained: nn.Module, forget: Examples, retain
             seed: int = 0) -> float:
     """ToW with the membership attack in place of the forget accuracy, in [0, 1].
 
-    (1 - d_mia) (1 - d_retain) (1 - d_test), d_mia the difference of `Evaluation.mia` (NeurIPS 2024, section 6).
+    (1 - d_mia) (1 - d_retain) (1 - d_test), d_mia the absolute difference of `Evaluation.mia`. Source: arXiv
+    2406.01257, section 6.
     """
     u, r = (evaluate(model, forget, retain, test, seed=seed) for model in (unlearned, retrained))
     return tow_from_accuracies(unlearned=(u.mia, u.retain, u.test), retrained=(r.mia, r.retain, r.test))
 
 
 def tow_from_accuracies(*, unlearned: tuple[float, float, float], retrained: tuple[float, float, float]) -> float:
-    """ToW from accuracies (forget, retain, test), or (mia, retain, test) for ToW-MIA, given as fractions."""
+    """ToW from accuracies (forget, retain, test), or (mia, retain, test) for ToW-MIA, given as fractions.
+
+    Raises ValueError for values outside [0, 1] or other than three of them, TypeError for what is no number.
+
+    >>> round(tow_from_accuracies(unlearned=(0.8, 0.9, 0.7), retrained=(0.6, 1.0, 0.7)), 3)
+    0.72
+    """
+    if not len(unlearned) == len(retrained) == 3:
+        raise ValueError(f"ToW needs three accuracies (forget, retain, test) of each model; got {len(unlearned)} of "
+                         f"the unlearned and {len(retrained)} of the retrained one")
     _fractions(*unlearned, *retrained)
     dS, dR, dT = (abs(u - r) for u, r in zip(unlearned, retrained, strict=True))
     return (1 - dS) * (1 - dR) * (1 - dT)
@@ -97,11 +131,14 @@ def tow_from_accuracies(*, unlearned: tuple[float, float, float], retrained: tup
 
 def disagreement(a: nn.Module, b: nn.Module, examples: Examples) -> float:
     """Share of examples that two models classify differently, in [0, 1]; 0 is best against a retrained model."""
-    return (predict(a, examples).argmax(1) != predict(b, examples).argmax(1)).float().mean().item()
+    (of_a,), (of_b,) = (_logits(model, examples=examples) for model in (a, b))
+    return (of_a.argmax(1) != of_b.argmax(1)).float().mean().item()
 
 
 def accuracies(model: nn.Module, sets: Mapping[str, Examples]) -> dict[str, float]:
-    """Share of examples classified right in each of the named sets: validation, test, the parts of a forget set."""
+    """Share of examples classified right in each of the named sets: validation, test, the parts of a forget set.
+    Logits that are not finite count as wrong, so that a model can be watched while it diverges."""
+    _check(model, sets)
     return {name: accuracy(model, examples) for name, examples in sets.items()}
 
 
@@ -125,7 +162,7 @@ def weight_cosine(a: nn.Module, b: nn.Module) -> float:
 def _flat(model: nn.Module, other: nn.Module) -> Tensor:
     shapes, others = ({name: tuple(p.shape) for name, p in m.named_parameters()} for m in (model, other))
     if shapes != others:
-        raise ValueError(f"the models differ in architecture: {dict(shapes.items() ^ others.items())}")
+        raise ValueError(f"the models differ in architecture: {str(dict(shapes.items() ^ others.items()))[:200]}")
     return torch.cat([p.detach().double().cpu().flatten() for p in model.parameters()])
 
 
@@ -150,7 +187,9 @@ def svc_mia(model: nn.Module, members: Examples, nonmembers: Examples, target: E
     feature: "confidence", the one that the papers report, or another one of `attack_feature`.
     """
     sets = (members, nonmembers, target)
-    return _called_nonmember(*(attack_feature(predict(model, s), s.y, feature, compat=compat) for s in sets), seed)
+    logits = _logits(model, members=members, nonmembers=nonmembers, target=target)
+    return _called_nonmember(*(attack_feature(l, s.y, feature, compat=compat)
+                               for l, s in zip(logits, sets, strict=True)), seed)
 
 
 def mia_gap(unlearned: nn.Module, retrained: nn.Module, forget: Examples, retain: Examples, test: Examples, *,
@@ -169,10 +208,9 @@ def attack_feature(logits: Tensor, y: Tensor, feature: str, *, compat: str | Non
                        with compat="official" what the published code computes: -(1 - p_c) log p_c for each class c that
                        is the label of any example of the set, -p_c log p_c for the others
     """
-    if feature not in FEATURES:
-        raise ValueError(f"unknown feature {feature!r}; choose one of {', '.join(FEATURES)}")
-    if compat not in (None, "official"):
-        raise ValueError(f'compat must be None or "official"; got {compat!r}')
+    if feature not in FEATURES or compat not in (None, "official"):
+        raise ValueError(f'unknown feature {feature!r} or compat {compat!r}; choose one of {", ".join(FEATURES)}, and '
+                         f'None or "official"')
     y, p = y.cpu(), logits.softmax(1)
     match feature:
         case "confidence":
@@ -200,31 +238,35 @@ def confidence(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _called_nonmember(members: Tensor, nonmembers: Tensor, target: Tensor, seed: int) -> float:
+    seed = as_seed(seed)                                     # before scikit-learn is imported, which takes seconds
     from sklearn.svm import SVC
 
     x, label = torch.cat([members, nonmembers]), torch.arange(len(members) + len(nonmembers)) < len(members)
-    if not x.isfinite().all() or not target.isfinite().all():
+    if not x.isfinite().all() or not target.isfinite().all():            # `evaluation` is given logits unchecked
         raise FloatingPointError("the model gives NaN or infinite logits: it cannot be attacked")
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     machine = SVC(C=3, gamma="auto", kernel="rbf").fit(x[order].view(len(x), -1).numpy(), label[order].numpy())
     return float(1 - machine.predict(target.view(len(target), -1).numpy()).mean())
 
 
-# -- Whole classes ----------------------------------------------------------------------------------------------------
+def class_accuracies(model: nn.Module, forget: Examples, test: Examples) -> dict[str, float]:
+    """Accuracy on the test images of the classes in the forget set, "forget", and on all others, "retain".
 
-
-def class_accuracies(model: nn.Module, examples: Examples, forgotten: Iterable[int]) -> dict[str, float]:
-    """Accuracy on the examples of the forgotten classes and on all others, "forget" and "retain": ACC_f and ACC_r."""
-    forget, retain = examples.split_classes(*forgotten)
-    return accuracies(model, {"retain": retain, "forget": forget})
+    ACC_f and ACC_r of arXiv 2312.00761. Raises ValueError if the test set has no image of one of these classes.
+    """
+    _check(model, {"forget": forget, "test": test})
+    of_forgotten, of_retained = test.split_classes(*forget.y.unique().tolist())
+    return accuracies(model, {"retain": of_retained, "forget": of_forgotten})
 
 
 def class_mia(model: nn.Module, forget: Examples, retain: Examples, test: Examples, *, seed: int = 0) -> float:
     """Share of the test images of forgotten classes that an attacker calls forgotten, in [0, 1]; higher is better.
 
     The attacker of `svc_mia` knows by their confidence the training images, retained (members) and forgotten
-    (non-members). Near 1 for a retrained model, near 0 for the original (Kodge, Saha and Roy, TMLR 2024, section 5).
+    (non-members). Near 1 for a retrained model, near 0 for the original. Source: arXiv 2312.00761, section 5.
     """
+    _check(model, {"forget": forget, "retain": retain, "test": test})
+    check_disjoint(forget, retain)
     gone = torch.isin(test.y, forget.y)
     if not gone.any():
         raise ValueError(f"the test set has no image of the forgotten classes {forget.y.unique().tolist()}")
@@ -232,36 +274,30 @@ def class_mia(model: nn.Module, forget: Examples, retain: Examples, test: Exampl
 
 
 def confusion(model: nn.Module, examples: Examples, *, normalize: str | None = None) -> pd.DataFrame:
-    """How many examples of each class (rows) are given which class (columns), by name if the classes have names.
-
-    normalize: as in scikit-learn; "true": shares of each row.
-    """
+    """How many examples of each class (rows) are predicted as which class (columns), by name if the classes have
+    names. normalize: as in scikit-learn; "true": shares of each row."""
+    import pandas as pd
     from sklearn.metrics import confusion_matrix
 
-    logits = predict(model, examples)
+    (logits,) = _logits(model, examples=examples)
     classes = range(logits.shape[1])
     counts = confusion_matrix(examples.y.cpu(), logits.argmax(1), labels=classes, normalize=normalize)
     names = examples.names if len(examples.names) == len(classes) else classes
-    return pd.DataFrame(counts, pd.Index(names, name="class"), pd.Index(names, name="given"))
+    return pd.DataFrame(counts, pd.Index(names, name="class"), pd.Index(names, name="predicted"))
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """What the attack `ulira` reaches on a pair of models that it has not seen, and on a target; all in [0, 1].
+    """How well the attack `ulira` does on a pair of models that it has not seen, and on a target; all in [0, 1]."""
 
-    auc                of telling unlearned from retrained, 0.5: by chance
-    balanced_accuracy  at the threshold where both errors are equal
-    recall             share of the examples by which the target is called unlearned there
-    """
-
-    auc: float
-    balanced_accuracy: float
-    recall: float
+    auc: float                                               # of telling unlearned from retrained, 0.5: by chance
+    balanced_accuracy: float                                 # at the threshold where both errors are equal
+    recall: float                                            # share of examples that call the target unlearned there
 
 
 def ulira(unlearned: Sequence[nn.Module], retrained: Sequence[nn.Module], target: nn.Module,
           examples: Examples) -> Likelihood:
-    """Tell unlearned from retrained models by a likelihood ratio per example (U-LiRA, Hayes et al., 2024).
+    """Tell unlearned from retrained models by a likelihood ratio per example (U-LiRA; Hayes et al., 2024).
 
     Model k of `unlearned` was trained on all data and unlearned, model k of `retrained` never saw the forget set; the
     last pair is held out to try the attack on, the others give each example its two normal distributions of log odds
@@ -272,9 +308,8 @@ def ulira(unlearned: Sequence[nn.Module], retrained: Sequence[nn.Module], target
                          f"{len(unlearned)} unlearned and {len(retrained)} retrained models")
     from sklearn.metrics import roc_auc_score, roc_curve
 
-    odds = torch.stack([log_odds(predict(m, examples), examples.y) for m in (*unlearned, *retrained, target)], 1)
-    if not odds.isfinite().all():
-        raise FloatingPointError("a model gives NaN or infinite logits: it cannot be attacked")
+    models = (*unlearned, *retrained, target)
+    odds = torch.stack([log_odds(*_logits(m, examples=examples), examples.y) for m in models], 1)
     u, r = odds[:, :-1].chunk(2, dim=1)                                      # (n, pairs) each
     fitted = [moment for known in (u[:, :-1], r[:, :-1]) for moment in (known.mean(1), known.std(1).clamp(min=1e-6))]
     held, label = torch.cat([u[:, -1:], r[:, -1:]], 1), torch.tensor([1, 0]).expand(len(u), 2)
@@ -298,8 +333,6 @@ def log_odds(logits: Tensor, y: Tensor) -> Tensor:
     return z.gather(1, y)[:, 0] - z.scatter(1, y, -inf).logsumexp(1)
 
 
-# -- Floating-point operations ----------------------------------------------------------------------------------------
-
 # What torch's counter does not know: a Cholesky factor of d x d, and the solution for n right-hand sides.
 SOLVING = {torch.ops.aten.linalg_cholesky_ex: lambda a, *_, **__: prod(a) * a[-1] // 3,
            torch.ops.aten.cholesky_solve: lambda b, *_, **__: 2 * prod(b) * b[-2]}
@@ -311,88 +344,66 @@ def flops(algorithm: Callable, model: nn.Module, forget: Examples, retain: Examp
     Two for a multiplication and addition, forward and backward, by torch's counter; d^3 / 3 for a Cholesky factor of
     d x d, 2 n d^2 to use it on n vectors. Elementwise work (activations, the optimizer) is not counted.
     """
-    # here: they take a fifth of a second to import
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode  # here: it takes a fifth of a second to import
     from torch.utils.module_tracker import ModuleTracker
-
-    class Untracked(ModuleTracker):
-        """No account per module: the hooks that it takes break `torch.autograd.grad` by an image (UNSIR)."""
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
+    # No account per module: the hooks that it takes break `torch.autograd.grad` by an image (UNSIR).
+    untracked = type("Untracked", (ModuleTracker,), {"__enter__": lambda self: self, "__exit__": lambda self, *_: None})
     counter = FlopCounterMode(display=False, custom_mapping=SOLVING)
-    counter.mod_tracker = Untracked()
+    counter.mod_tracker = untracked()
     with counter, unrecorded():
         algorithm(model, forget, retain, seed=seed)
     return counter.get_total_flops()
 
 
-# -- Forgetting, retention, similarity, acceleration ------------------------------------------------------------------
 #
-# What the paper of Top-K and Random-k reports (Zuo et al., IEEE TKDE 2025). Verified of it is the abstract: forgetting
-# and retention rates assess both kinds of data, and acceleration is fewer epochs and less time for each. Its formulas
-# are not, so every docstring says where its own is from. Accuracies and shares are fractions in [0, 1], as in the
-# columns of a study's rows.
+# What the paper of Top-K and Random-k reports (arXiv 2401.04385). Only its abstract is verified: forgetting and
+# retention rates assess both kinds of data, and acceleration is fewer epochs and less time for each. Its formulas are
+# not, so every docstring says where its own comes from. a, a_u, a*: accuracy of the original, the unlearned and the
+# retrained model.
 
 
-def forgetting_rate(source: float, unlearned: float) -> float:
-    """Share of what the original knew of the forget set that is forgotten, in [0, 1]: (a - a_u) / a, clipped.
-
-    a, a_u: accuracy of the original and of the unlearned model on the forget set. Proposed here. Raises ValueError for
-    a = 0: an original that knows nothing of the forget set has nothing to forget.
-    """
-    _fractions(source, unlearned)
-    if source == 0:
+def forgetting_rate(original: float, unlearned: float) -> float:
+    """Share of what the original knew of the forget set that is forgotten, in [0, 1]: (a - a_u) / a, clipped. Proposed
+    here. Raises ValueError for a = 0: an original that knows nothing of the forget set has nothing to forget."""
+    _fractions(original, unlearned)
+    if original == 0:
         raise ValueError("the original classifies none of the forget set right: there is nothing that it could forget")
-    return min(max((source - unlearned) / source, 0.0), 1.0)
+    return min(max((original - unlearned) / original, 0.0), 1.0)
 
 
-def forgetting_rate_calibrated(source: float, unlearned: float, retrained: float) -> float:
+def forgetting_rate_calibrated(original: float, unlearned: float, retrained: float) -> float:
     """Forgetting in units of what retraining forgets: (a - a_u) / (a - a*); 1: as much, above 1: more, below 0: none.
-
-    The accuracies on the forget set of the original, the unlearned and the retrained model. Proposed here. NaN where
-    retraining forgets nothing, a = a*: then there is no unit.
-    """
-    _fractions(source, unlearned, retrained)
-    return (source - unlearned) / (source - retrained) if source != retrained else nan
+    On the forget set. Proposed here. NaN where retraining forgets nothing, a = a*: then there is no unit."""
+    _fractions(original, unlearned, retrained)
+    return (original - unlearned) / (original - retrained) if original != retrained else nan
 
 
-def forgetting_rate_mia(source: float, unlearned: float) -> float:
+def forgetting_rate_mia(original: float, unlearned: float) -> float:
     """Share of what an attack called member before that it calls non-member in the end: (AF - BF) / BT; at most 1.
 
-    source, unlearned: the shares of the forget set that the attack on either model calls non-member (`Evaluation.mia`),
-    which are BF and AF over its size; BT = 1 - BF. Forsaken (arXiv 2003.10933) introduced the rate, as that of turning
-    from memorized to unknown; this formula of it is unverified. Negative where more are called member than before, NaN
-    where none was.
+    original, unlearned: the shares of the forget set that the attack on either model calls non-member
+    (`Evaluation.mia`), which are BF and AF over its size; BT = 1 - BF. Negative where more are called member than
+    before, NaN where none was. Forsaken (arXiv 2003.10933) introduced the rate; this formula of it is unverified.
     """
-    _fractions(source, unlearned)
-    return (unlearned - source) / (1 - source) if source != 1 else nan
+    _fractions(original, unlearned)
+    return (unlearned - original) / (1 - original) if original != 1 else nan
 
 
-def retention(source: float, unlearned: float) -> float:
-    """Memory retention rate: a_u / a, on the retain set or on the test set; 1: nothing lost, above 1: gained.
-
-    a, a_u: accuracy of the original and of the unlearned model. Proposed here. Raises ValueError for a = 0.
-    """
-    _fractions(source, unlearned)
-    if source == 0:
+def retention(original: float, unlearned: float) -> float:
+    """Memory retention rate: a_u / a, on the retain set or on the test set; 1: nothing lost, above 1: gained. Proposed
+    here. Raises ValueError for a = 0."""
+    _fractions(original, unlearned)
+    if original == 0:
         raise ValueError("the original classifies nothing right: there is nothing that could be retained")
-    return unlearned / source
+    return unlearned / original
 
 
 def similarity(a: nn.Module, b: nn.Module, examples: Examples) -> float:
     """How indistinguishable two models are by their predictions, in [0, 1]: 1 - mean JSD(p_a(x), p_b(x)) / ln 2.
 
-    JSD is the Jensen-Shannon divergence of their probabilities, at most ln 2, which disjoint ones have. Proposed here;
-    beside it see `disagreement` and `weight_cosine`. Raises FloatingPointError for logits that are not finite.
+    JSD is the Jensen-Shannon divergence of their probabilities, at most ln 2, which disjoint ones have. Proposed here.
     """
-    logits = torch.stack([predict(model, examples).double() for model in (a, b)])
-    if not logits.isfinite().all():
-        raise FloatingPointError("a model gives NaN or infinite logits: its predictions cannot be compared")
+    logits = torch.stack([*_logits(a, examples=examples), *_logits(b, examples=examples)]).double()
     return 1 - jensen_shannon(*logits.softmax(2)).mean().item() / log(2)
 
 
@@ -421,10 +432,8 @@ def analytic_acceleration(forget: int, retain: int, *, retraining: int, repair: 
 
 
 def overlap(a: Tensor, b: Tensor) -> float:
-    """Share of the positions in either of two selections of weights that are in both (Jaccard index), in [0, 1].
-
-    Of two independent random selections of the share k it is about k / (2 - k). Raises ValueError for two empty ones.
-    """
+    """Share of the positions in either of two selections of weights that are in both (Jaccard index), in [0, 1]. For
+    independent random selections of the share k it is about k / (2 - k). Raises ValueError for two empty ones."""
     both, either = torch.isin(a.unique(), b).sum().item(), len(torch.cat([a, b]).unique())
     if not either:
         raise ValueError("two empty selections have no overlap")
@@ -433,5 +442,9 @@ def overlap(a: Tensor, b: Tensor) -> float:
 
 def _fractions(*values: float) -> None:
     for value in values:
+        if not hasattr(value, "__float__"):
+            raise TypeError(f"accuracies must be fractions in [0, 1]; got {value!r}")
         if not 0 <= value <= 1:
-            raise ValueError(f"accuracies must be fractions in [0, 1]; got {value}. Divide percentages by 100")
+            remedy = ("Divide percentages by 100" if 1 < value <= 100 else "Give the share of right answers"
+                      if value == value else "The set was empty, or the model diverged or was not attacked")
+            raise ValueError(f"accuracies must be fractions in [0, 1]; got {value}. {remedy}")

@@ -7,15 +7,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from rumlib.device import cuda_rng_devices
+from rumlib.device import as_seed, cuda_rng_devices
 
 Factory = Callable[[], nn.Module]
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)               # of CIFAR-10's channels
@@ -128,10 +131,37 @@ class Normalize(nn.Module):
 
 
 def build(make_model: Factory, seed: int) -> nn.Module:
-    """A new model with weights drawn from `seed`; the global random state is left as it was."""
+    """A new model with weights drawn from `seed`; the global random state is left as it was.
+
+    Raises TypeError where `make_model` is no function that gives an nn.Module.
+    """
+    if isinstance(make_model, nn.Module) or not callable(make_model):
+        raise TypeError(f"a factory is a function that makes a new model, e.g. lambda: MyNet(); got a "
+                        f"{type(make_model).__name__}")
     with torch.random.fork_rng(cuda_rng_devices()):                   # the seed is set on GPUs too
-        torch.manual_seed(seed)
-        return make_model()
+        torch.manual_seed(as_seed(seed))
+        model = make_model()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"a factory must return a torch.nn.Module; {describe(make_model)} returned a "
+                        f"{type(model).__name__}")
+    return model
+
+
+def check_new(model: nn.Module, make_model: Factory) -> None:
+    """Refuse, with ValueError, a factory whose models share weights: to train this `model` would change others.
+
+    The factory is called once more, where it can be without memory for the weights and without drawing them.
+    """
+    with torch.random.fork_rng(cuda_rng_devices()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with torch.device("meta"):
+                other = make_model()
+        except Exception:                                    # it reads weights, say
+            other = make_model()
+    if {id(model), *map(id, model.parameters())} & {id(other), *map(id, other.parameters())}:
+        raise ValueError(f"the factory {describe(make_model)} does not make a new model: it returns the same weights "
+                         f"each time. Make the network inside of it, or copy.deepcopy what it starts from")
 
 
 def describe(make_model: Factory) -> str:
@@ -144,3 +174,85 @@ def describe(make_model: Factory) -> str:
         make_model = make_model.func
     name = getattr(make_model, "__qualname__", type(make_model).__qualname__)
     return f"{name}({', '.join(f'{k}={v!r}' for k, v in sorted(arguments.items()))})"
+
+
+# -- What any model must be, and how it is asked ----------------------------------------------------------------------
+
+
+def anchor(model: nn.Module) -> Tensor:
+    """The first weight: what tells the device and dtype of a model. Raises TypeError or ValueError for what is no
+    module, is compiled by TorchScript, or has no weights."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"a model is a torch.nn.Module from inputs to logits; got a {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"a {type(model).__name__} of TorchScript can be neither copied nor observed: give the "
+                        f"nn.Module that it was made from")
+    weight = next(model.parameters(), None)
+    if weight is None:
+        raise ValueError(f"the model {type(model).__name__} has no parameters: there is nothing to train or to unlearn")
+    return weight
+
+
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """model(x), float32. Raises TypeError for a model that returns anything but a tensor."""
+    found = model(x)
+    if not isinstance(found, Tensor):
+        part = f"{type(found).__name__} with {', '.join(map(str, found))}" if isinstance(found, Mapping) else \
+            type(found).__name__
+        raise TypeError(f"a model must map inputs to logits, a tensor (n, classes); this one returns a {part}: wrap it "
+                        f"in an nn.Module whose forward(x) returns the logits, e.g. self.net(x).logits or "
+                        f"self.net(x)[0]")
+    return found.float()
+
+
+def check_tokens(model: nn.Module, x: Tensor) -> None:
+    """Refuse, with ValueError, whole numbers that are no rows of an embedding of the model."""
+    sizes = [layer.num_embeddings for layer in model.modules() if isinstance(layer, nn.Embedding | nn.EmbeddingBag)]
+    if not sizes:
+        raise ValueError(f"x holds {x.dtype}, taken for tokens, but the model has no nn.Embedding: give it floats, "
+                         f"e.g. x.float()")
+    if int(x.min()) < 0 or int(x.max()) >= max(sizes):
+        raise ValueError(f"tokens must lie in 0..{max(sizes) - 1}, the rows of the model's embedding; x holds "
+                         f"{int(x.min())} to {int(x.max())}")
+
+
+@contextmanager
+def evaluating(model: nn.Module):
+    """The model in eval mode inside, and every part of it in its own mode again afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def normalizing_one(model: nn.Module) -> Iterator[None]:
+    """Inside, BatchNorm layers that are given one value per channel, as of a batch of one example, take their running
+    statistics for it and leave these as they are: one value has no variance, and torch refuses it. All other batches
+    are normalised as ever, and the layers are only observed from the first batch of one on."""
+    def begin(_, inputs):
+        if len(inputs[0]) == 1 and len(hooks) == 1:
+            hooks.extend(layer.register_forward_pre_hook(single) for layer in layers)
+            hooks.extend(layer.register_forward_hook(back, always_call=True) for layer in layers)
+
+    def single(layer, inputs):
+        if layer.training and layer.track_running_stats and inputs[0].numel() == inputs[0].shape[1]:
+            layer.training = False
+            switched.append(layer)
+
+    def back(layer, *_):
+        if layer in switched:
+            switched.remove(layer)
+            layer.training = True
+
+    switched: list[nn.Module] = []
+    layers = [layer for layer in model.modules() if isinstance(layer, BatchNorm)]
+    hooks = [model.register_forward_pre_hook(begin)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,5 +1,5 @@
 """RUM, the refined-unlearning meta-algorithm: cut the forget set into homogeneous parts, unlearn each with the
-algorithm that suits it, in sequence (NeurIPS 2024, section 5).
+algorithm that suits it, in sequence (arXiv 2406.01257, section 5).
 
     refine = Refine(memorization, parts=3)                   # equal parts: low, medium, high
     refine = Refine(memorization, parts=(0.25, 0.75))        # or cut where the score passes these values
@@ -13,6 +13,7 @@ algorithm that suits it, in sequence (NeurIPS 2024, section 5).
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,13 +23,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from rumlib.algorithms.base import validate_inputs
+from rumlib.algorithms.base import check_choice, check_fields, validate_inputs
 from rumlib.data import Examples
+from rumlib.device import as_seed
 from rumlib.scores import Score
 from rumlib.train import derive_seed
-
-WAITING = ("retain", "leave_out")
-
 
 NAMES = {2: ("low", "high"), 3: ("low", "medium", "high")}
 
@@ -37,22 +36,32 @@ NAMES = {2: ("low", "high"), 3: ("low", "medium", "high")}
 class Refine:
     """Cut a forget set into parts, ascending in a score: disjoint and covering.
 
-    `parts` is their number, then sizes differ by at most one; or the values at which to cut, ascending, then part k
-    holds the scores from the k-th value (included) to the next. Raises ValueError for a part that would be empty.
+    score  of each example (see `rumlib.scores.Score`)
+    parts  their number: then sizes differ by at most one. Or the values at which to cut, ascending: then part k holds
+           the scores from the k-th value (included) to the next
+
+    A call with a forget set returns the list of its parts. Raises ValueError for a part that would be empty.
+
+    Source: arXiv 2406.01257, section 5: three parts by memorization.
     """
 
     score: Score
     parts: int | tuple[float, ...] = 3
 
     def __post_init__(self):
-        if not isinstance(self.parts, int):
-            object.__setattr__(self, "parts", tuple(float(value) for value in self.parts))
-            if not all(a < b for a, b in pairwise((-inf, *self.parts))):         # nor NaN
-                raise ValueError(f"the values at which to cut must ascend; got parts={self.parts}")
-        _check_parts(len(self))
+        if isinstance(self.parts, str) or not isinstance(self.parts, Iterable):
+            check_fields(self, parts="int [1, inf)")
+            return
+        try:
+            values = tuple(float(value + 0.0) for value in self.parts)
+        except TypeError:
+            raise TypeError(f"parts is a number of parts, or the values at which to cut; got {self.parts!r}") from None
+        if not all(a < b for a, b in pairwise((-inf, *values, inf))):            # nor NaN
+            raise ValueError(f"the values at which to cut must ascend and be finite; got parts={values}")
+        object.__setattr__(self, "parts", values)
 
     def __len__(self) -> int:
-        return self.parts if isinstance(self.parts, int) else len(self.parts) + 1
+        return len(self.parts) + 1 if isinstance(self.parts, tuple) else self.parts
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -61,7 +70,7 @@ class Refine:
 
     def __call__(self, forget: Examples) -> list[Examples]:
         values = self.score.of(forget)
-        if isinstance(self.parts, int):
+        if not isinstance(self.parts, tuple):
             return _cut(forget, values.argsort(stable=True), self.parts)
         part = torch.bucketize(values, torch.tensor(self.parts), right=True)
         empty = [name for k, name in enumerate(self.names) if not (part == k).any()]
@@ -74,13 +83,19 @@ class Refine:
 
 @dataclass(frozen=True)
 class Shuffled:
-    """Cut a forget set into equal parts at random: what refinement has to be compared with."""
+    """Cut a forget set into that many equal parts at random, drawn from `seed`: what refinement is compared with.
+
+    A call with a forget set returns the list of its parts. Raises ValueError where there are more parts than examples.
+
+    Source: "shuffle" of arXiv 2406.01257, section 6.
+    """
 
     parts: int = 3
     seed: int = 0
 
     def __post_init__(self):
-        _check_parts(self.parts)
+        check_fields(self, parts="int [1, inf)")
+        as_seed(self.seed)
 
     def __len__(self) -> int:
         return self.parts
@@ -101,12 +116,19 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class RUM:
-    """Unlearn part after part; steps[k] is the algorithm for part k, `order` the sequence (None: 0, 1, 2, ...).
+    """Unlearn part after part. Step by step, the model of the step before is unlearned further.
 
-    Step by step the model of the step before is unlearned further. Its retain set is all data minus the parts
-    unlearned so far, the present one included: parts that still wait count as retained (waiting="retain", as the
-    published code does for memorization) or are left out of it (waiting="leave_out", as it does for entanglement).
-    An error in a step carries a note of the step, its part and its seed.
+    refine   forget set -> list of its parts, e.g. `Refine` or `Shuffled`
+    steps    steps[k] is the algorithm for part k
+    order    the sequence of the parts; None: 0, 1, 2, ...
+    waiting  "retain": the retain set of a step is all data minus the parts unlearned so far, the present one included.
+             "leave_out": parts that still wait are not in it, as the official code has it for entanglement
+
+    Step k of the sequence is given seed + k, and its method `within(original)`, if it has one, the model before the
+    first step (see `SalUn`). Raises ValueError or TypeError where steps, parts and order do not fit; an error in a step
+    carries a note of the step, its part and its seed.
+
+    Source: arXiv 2406.01257, section 5.
     """
 
     refine: Callable[[Examples], list[Examples]]
@@ -115,30 +137,35 @@ class RUM:
     waiting: str = "retain"
 
     def __post_init__(self):
-        object.__setattr__(self, "steps", tuple(self.steps))
+        if not callable(self.refine):
+            raise TypeError(f"refine cuts a forget set into parts, e.g. Refine(score, parts=3); got {self.refine!r}")
+        object.__setattr__(self, "steps", as_algorithms(self.steps, "steps"))
         parts = len(self.refine) if hasattr(self.refine, "__len__") else len(self.steps)
-        if len(self.steps) != parts or not self.steps:
+        if len(self.steps) != parts:
             raise ValueError(f"{parts} parts need {parts} steps, one algorithm each; got {len(self.steps)}")
-        for step in self.steps:
-            if not callable(step):
-                raise TypeError(f"a step is an algorithm, e.g. Finetune(); got {step!r}")
-        check_order(self.order, parts, self.waiting)
+        object.__setattr__(self, "order", as_order(self.order, parts))
+        check_choice(self, waiting=("retain", "leave_out"))
 
     def __call__(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> nn.Module:
         *_, last = self.stages(model, forget, retain, seed=seed)
         return last.model
 
-    def stages(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0,
-               done: int = 0) -> Iterator[Stage]:
-        """Step by step what has happened. With `done`, that many steps are left out: `model` is the one after them."""
+    def stages(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0, done: int = 0,
+               original: nn.Module | None = None) -> Iterator[Stage]:
+        """Step by step what has happened. With `done`, that many steps are left out: `model` is the one after them, and
+        `original` the one before the first (None: unknown)."""
         validate_inputs(model, forget, retain)
-        parts = self.refine(forget)
+        seed, parts = as_seed(seed), self.refine(forget)
         if len(parts) != len(self.steps):
             raise ValueError(f"{self.refine!r} gave {len(parts)} parts for {len(self.steps)} steps, one algorithm each")
+        check_parts(parts, forget)
+        original = model if original is None and not done else original
         for k, (part, known) in enumerate(sequence(parts, self.order, retain, self.waiting)):
             if k >= done:
+                step = self.steps[part]
                 try:
-                    model = self.steps[part](model, parts[part], known, seed=seed + k)
+                    step = step.within(original) if hasattr(step, "within") else step
+                    model = step(model, parts[part], known, seed=seed + k)
                 except Exception as problem:
                     problem.add_note(f"in step {k + 1} of {len(parts)}: {self.steps[part]!r} on part {part} "
                                      f"({len(parts[part])} examples, {parts[part].digest}), seed {seed + k}")
@@ -153,13 +180,6 @@ def sequence(parts: list[Examples], order: tuple[int, ...] | None, retain: Examp
     for k, part in enumerate(order):
         later = order[k + 1:] if waiting == "retain" else ()             # not yet forgotten, so still known
         yield part, sum((parts[other] for other in later), start=retain)
-
-
-def check_order(order: tuple[int, ...] | None, parts: int, waiting: str) -> None:
-    if order is not None and sorted(order) != list(range(parts)):
-        raise ValueError(f"order must name each of the parts 0..{parts - 1} once; got {order}")
-    if waiting not in WAITING:
-        raise ValueError(f"waiting must be one of {', '.join(WAITING)}; got {waiting!r}")
 
 
 class Request(NamedTuple):
@@ -177,13 +197,18 @@ def stream(algorithm: Callable, model: nn.Module, requests: Iterable[Examples], 
            renew: Callable[[nn.Module, Examples, Examples], bool] | None = None) -> Iterator[Request]:
     """Unlearn one request after the other, each from the model that the one before has left.
 
-    `requests` are disjoint parts of the training data and `retain` is the rest of it: requests still to come are known
-    until they come. After each, ``renew(model, gone, retain)`` may say that the model has drifted too far: then
-    `retrain` (an algorithm, e.g. `Retrain`) makes it anew from what is left.
+    requests  disjoint parts of the training data; those still to come are known until they come
+    retain    the rest of the training data
+    renew     ``renew(model, gone, retain)`` may say, after a request, that the model has drifted too far: then
+    retrain   (an algorithm, e.g. `Retrain`) makes it anew from what is left
+
+    Yields a `Request` for each. Raises ValueError, before anything is trained, for sets that overlap.
     """
     if (retrain is None) != (renew is None):
         raise ValueError("renew says when to retrain and retrain says how: give both or neither")
-    requests, gone = list(requests), None
+    seed, requests, gone = as_seed(seed), list(requests), None
+    for k, request in enumerate(requests):
+        validate_inputs(model, request, sum(requests[k + 1:], start=retain))
     for k, request in enumerate(requests):
         left = sum(requests[k + 1:], start=retain)
         gone = request if gone is None else gone + request
@@ -194,9 +219,36 @@ def stream(algorithm: Callable, model: nn.Module, requests: Iterable[Examples], 
         yield Request(gone, left, model, renewed)
 
 
-def _check_parts(parts: int) -> None:
-    if parts < 1:
-        raise ValueError(f"parts must be at least 1; got {parts}")
+# -- What is refused --------------------------------------------------------------------------------------------------
+
+
+def as_algorithms(steps: Iterable[Callable], name: str) -> tuple:
+    """Algorithms as a tuple. Raises ValueError where there are none, TypeError for other things."""
+    found = tuple(steps) if isinstance(steps, Iterable) else ()
+    if isinstance(steps, Iterable) and not found:
+        raise ValueError(f"{name} needs at least one algorithm, e.g. (Finetune(),); got ()")
+    if not found or not all(callable(step) and not isinstance(step, type) for step in found):
+        raise TypeError(f"{name} is a tuple of algorithms, e.g. (Keep(), Finetune()); got {steps!r}")
+    return found
+
+
+def as_order(order: Iterable[int] | None, parts: int) -> tuple[int, ...] | None:
+    """The order as a tuple of ints, or None. Raises ValueError where it is not each of the parts once."""
+    try:
+        found = None if order is None else tuple(map(operator.index, order))
+    except TypeError:
+        found = ()
+    if found is not None and sorted(found) != list(range(parts)):
+        raise ValueError(f"order must name each of the parts 0..{parts - 1} once; got {order}")
+    return found
+
+
+def check_parts(parts: list[Examples], forget: Examples) -> None:
+    """Raise ValueError where a refinement gave parts that are not the forget set, each example once."""
+    found = torch.cat([part.index for part in parts])
+    if not torch.equal(found.sort().values, forget.index.sort().values):
+        raise ValueError(f"the parts must hold each example of the forget set once; they hold {len(found)} examples "
+                         f"({len(found.unique())} different ones), the forget set {len(forget)}")
 
 
 def _cut(forget: Examples, order: torch.Tensor, parts: int) -> list[Examples]:

@@ -1,10 +1,10 @@
 """How deep unlearning went: a generator that shifts the forget set slightly, and the unlearning degree on the result.
 
-    shift = SPDGAN()(source, reference, forget, seed=0)      # trained on the forget set alone, then frozen
+    shift = SPDGAN()(original, reference, forget, seed=0)    # trained on the forget set alone, then frozen
     shift.of(forget)                                         # Examples, no pixel changed by more than eps
     sets = probes([shift], {"forget": forget, "test": test, "retain": retain})       # clean, with noise, shifted
     asked = sets["shifted 0"]
-    degree = unlearning_degree(source, unlearned, asked["forget"], asked["test"])
+    degree = unlearning_degree(original, unlearned, asked["forget"], asked["test"])
     degree.forget, degree.control, degree.adjusted           # the adjusted one is the difference
 
 Where forget and retain set are drawn alike, a model that unlearned is about as right on the forget set as on new
@@ -45,7 +45,7 @@ class SPDGAN:
         + slight max(0, |x' - x| - tau)        slight: Euclidean norm, tau in units of the largest one, eps sqrt(pixels)
         + move max(0, m - |f(x') - f(x)|)      moved: f the mean over a batch of penultimate features of a reference
                                                model, m = margin times the spread of a class in them
-        + keep CE(source(x'), y)               known to the source: what is measured is memorization
+        + keep CE(original(x'), y)             known to the original: what is measured is memorization
 
     with Adam. The defaults are those of this project's proposal, which leaves tau open.
     """
@@ -71,20 +71,20 @@ class SPDGAN:
         if min(self.slight, self.tau, self.move, self.margin, self.keep) < 0:
             raise ValueError(f"weights and margins of the losses must be at least 0; got {self}")
 
-    def __call__(self, source: nn.Module, reference: nn.Module, forget: Examples, *, seed: int = 0,
+    def __call__(self, original: nn.Module, reference: nn.Module, forget: Examples, *, seed: int = 0,
                  watch: Callable[[int, Tensor], None] | None = None, quiet: bool = False) -> Shift:
         """A function of models, examples and seed alone.
 
-        source     the model before unlearning
+        original     the model before unlearning
         reference  a model independent of it, trained on other data or anew on the retain set
         watch      called after each epoch as watch(epoch, images) with the first images, at most 16, shifted
         quiet      no progress bar
         """
         check(forget)
-        check_compatible(source, forget)
+        check_compatible(original, forget)
         check_compatible(reference, forget)
-        weight = next(source.parameters())
-        source, reference = (copy.deepcopy(model).eval().requires_grad_(False) for model in (source, reference))
+        weight = next(original.parameters())
+        original, reference = (copy.deepcopy(model).eval().requires_grad_(False) for model in (original, reference))
         reference.to(weight.device)
         margin, first = self.margin * spread(reference, forget), as_input(forget.x[:16], weight)
         with seeded(seed, "SPDGAN") as random:
@@ -95,7 +95,7 @@ class SPDGAN:
                 for batch in shuffled(forget, self.batch_size, random, weight=weight):
                     moved = shift(batch.x)
                     step(judging, says(judge(batch.x), 1) + says(judge(moved.detach()), 0))
-                    step(shifting, says(judge(moved), 1) + self.penalty(moved, batch, source, reference, margin))
+                    step(shifting, says(judge(moved), 1) + self.penalty(moved, batch, original, reference, margin))
                 if watch is not None:
                     with torch.no_grad():
                         watch(epoch, shift(first).cpu())
@@ -107,13 +107,14 @@ class SPDGAN:
         """A generator of this shape: what a state_dict that was kept is loaded into."""
         return Shift(channels, eps=self.eps, width=self.width, blocks=self.blocks)
 
-    def penalty(self, moved: Tensor, batch: Batch, source: nn.Module, reference: nn.Module, margin: float) -> Tensor:
+    def penalty(self, moved: Tensor, batch: Batch, original: nn.Module, reference: nn.Module,
+                margin: float) -> Tensor:
         """The loss of the generator without the part of the discriminator."""
         change = (moved - batch.x).flatten(1)                # (batch, pixels)
         excess = (change.norm(dim=1) - self.tau * self.eps * sqrt(change.shape[1])).clamp(min=0).mean()
         drift = (embed(reference, moved).mean(0) - embed(reference, batch.x).mean(0)).norm()
         return (self.slight * excess + self.move * (margin - drift).clamp(min=0)
-                + self.keep * F.cross_entropy(source(moved), batch.y))
+                + self.keep * F.cross_entropy(original(moved), batch.y))
 
 
 # -- Networks ---------------------------------------------------------------------------------------------------------
@@ -205,7 +206,7 @@ def check(examples: Examples) -> None:
 
 @dataclass(frozen=True)
 class Degree:
-    """By how much a model does worse than the source on the forget set and on a control set, with standard errors."""
+    """By how much a model does worse than the original on the forget set and on a control set, with standard errors."""
 
     forget: float
     forget_error: float
@@ -222,13 +223,13 @@ class Degree:
         return hypot(self.forget_error, self.control_error)
 
 
-def unlearning_degree(source: nn.Module, unlearned: nn.Module, forget: Examples, control: Examples, *,
+def unlearning_degree(original: nn.Module, unlearned: nn.Module, forget: Examples, control: Examples, *,
                       of: str = "accuracy") -> Degree:
-    """a(source) - a(unlearned) on a forget set, shifted or not, and on a control set treated alike; 0: equal models.
+    """a(original) - a(unlearned) on a forget set, shifted or not, and on a control set treated alike; 0: equal models.
 
     of       "accuracy": a is the share classified right; "loss": minus the cross-entropy, in nats. Larger is deeper
-    control  the test set: what is lost without having been learned. A source that knows its training data by heart has
-             more to lose on them, so that damage is adjusted for in part only; the retain set has as much to lose
+    control  the test set: what is lost without having been learned. An original that knows its training data by heart
+             has more to lose on them, so that damage is adjusted for in part only; the retain set has as much to lose
 
     Standard errors are over the examples, for these two models. The degree follows the abstract of Zuo et al., IEEE
     TKDE 2025; its form with the loss and its adjustment are proposals of this project.
@@ -237,7 +238,7 @@ def unlearning_degree(source: nn.Module, unlearned: nn.Module, forget: Examples,
         raise ValueError(f'the degree is of "accuracy" or "loss"; got {of!r}')
     lost = []
     for examples in (forget, control):
-        before, after = (performance(model, examples, of) for model in (source, unlearned))
+        before, after = (performance(model, examples, of) for model in (original, unlearned))
         lost += [(before - after).mean().item(), (before - after).std().item() / sqrt(len(examples))]
     return Degree(*lost)
 

@@ -1,8 +1,9 @@
 """What rows say together: a mean with its interval and its n, and differences paired over the seeds.
 
-    summarise(rows, by=["level", "algorithm"], of="tow")     # mean, 95 % interval, n
-    contrast(rows, "tow", better={...}, worse={...})         # paired over the seeds
-    tow_between(evaluation, reference)                       # ToW and ToW-MIA, two columns of a row
+    summarise(rows, by=["level", "algorithm"], of="tow")             # mean, 95 % interval, n
+    contrast(rows, better={...}, worse={...}, of="tow")              # paired over the seeds
+    equivalence(differences, margin=0.02)                            # equivalent, better, worse or inconclusive
+    tow_between(evaluation, reference)                               # ToW and ToW-MIA, two columns of a row
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import math
 from collections.abc import Iterable, Mapping
 
 import pandas as pd
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 from rumlib.metrics import Evaluation, tow_from_accuracies
 
 
 def tow_between(found: Evaluation, reference: Evaluation) -> dict[str, float]:
-    """ToW and ToW-MIA of two evaluations."""
+    """ToW and ToW-MIA of two evaluations; ToW-MIA is NaN if one of them was not attacked."""
     rest_u, rest_r = (found.retain, found.test), (reference.retain, reference.test)
     row = {"tow": tow_from_accuracies(unlearned=(found.forget, *rest_u), retrained=(reference.forget, *rest_r))}
     mia = math.isfinite(found.mia) and math.isfinite(reference.mia)
@@ -29,43 +30,85 @@ def tow_between(found: Evaluation, reference: Evaluation) -> dict[str, float]:
 def summarise(rows: pd.DataFrame | list[dict], by: list[str] | str, of: str) -> pd.DataFrame:
     """mean, low, high (Student t, 95 %) and n of column `of`, for each combination of the columns `by`.
 
-    With n = 1 there is no interval: low and high are NaN. Raises ValueError if a value is missing.
+    With n = 1 there is no interval: low and high are NaN. Raises ValueError for missing columns and missing values,
+    which would drop out silently, and for values that are no finite numbers.
     """
-    frame = pd.DataFrame(rows)
-    missing = [name for name in [*([by] if isinstance(by, str) else by), of] if name not in frame]
-    if missing:
-        raise ValueError(f"the rows have no column {', '.join(missing)}; they have {', '.join(frame)}")
-    if frame[of].isna().any():
-        raise ValueError(f"{int(frame[of].isna().sum())} of {len(frame)} rows have no {of} (a run diverged, or was not "
-                         f"attacked); leave them out on purpose or not at all")
+    names = [by] if isinstance(by, str) else list(by)
+    frame = _table(rows, [*names, of])
+    if frame[names].isna().any(axis=None):
+        raise ValueError(f"{int(frame[names].isna().any(axis=1).sum())} of {len(frame)} rows have no value in "
+                         f"{', '.join(names)}: they would be left out of every group")
+    _measured(frame[of], of)
     table = frame.groupby(by, sort=False)[of].apply(lambda values: pd.Series(interval(values))).unstack()
     return table.astype({"n": int})
 
 
-def interval(values: Iterable[float]) -> dict[str, float]:
-    """mean, low and high of the 95 % Student-t interval, and n."""
-    values = [float(v) for v in values]
-    n, mean = len(values), sum(values) / len(values)
-    if n == 1:
-        return {"mean": mean, "low": math.nan, "high": math.nan, "n": 1}
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
-    half = float(stdtrit(n - 1, 0.975)) * spread
-    return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
-
-
-def contrast(rows: pd.DataFrame, of: str, better: Mapping, worse: Mapping) -> dict:
+def contrast(rows: pd.DataFrame | list[dict], better: Mapping, worse: Mapping, of: str) -> dict:
     """The difference of column `of` between two selections of rows, paired over their seeds.
 
+    better, worse   column -> value: which rows are meant
+
     Returns mean, low, high (Student t, 95 %), n and the verdict on "better is larger": "holds" if the interval lies
-    above 0, "opposite" if below, "open" if it holds 0 (or there is a single seed).
+    above 0, "opposite" if below, "open" if it holds 0 (or there is a single seed). Raises ValueError for missing
+    columns and values, and where the two do not have the same seeds.
     """
-    a, b = (rows[(rows[list(which)] == pd.Series(which)).all(axis=1)].groupby("seed")[of].agg(
-        lambda values: values.mean(skipna=False)) for which in (better, worse))
+    frame = _table(rows, [*better, *worse, "seed", of])
+    chosen = [frame[(frame[list(which)] == pd.Series(which)).all(axis=1)] for which in (better, worse)]
+    for part in chosen:
+        _measured(part[of], of)
+    a, b = (part.groupby("seed")[of].mean() for part in chosen)
     if a.empty or set(a.index) != set(b.index):
         raise ValueError(f"{dict(better)} has seeds {list(a.index)} and {dict(worse)} has {list(b.index)}; "
                          f"a paired difference needs the same ones")
-    if a.isna().any() or b.isna().any():
-        raise ValueError(f"a run of {dict(better)} or {dict(worse)} has no {of} (it diverged, or was not attacked)")
     found = interval(a - b.loc[a.index])
     found["verdict"] = "holds" if found["low"] > 0 else "opposite" if found["high"] < 0 else "open"
     return found
+
+
+def equivalence(differences: Iterable[float], margin: float = 0.02, level: float = 0.95) -> dict:
+    """Whether paired differences are nothing that matters: two one-sided t tests against -margin and +margin.
+
+    Returns mean, low, high (Student t at `level`), n, p and the verdict. p is the larger one of the two tests.
+    "equivalent" if p < 1 - level; else "better" if the interval lies above 0, "worse" if below; else "inconclusive",
+    as always with n = 1. Raises ValueError for differences that are not finite, margin <= 0 or level outside (0, 1).
+    """
+    differences = [float(value) for value in differences]
+    if not differences or not all(map(math.isfinite, differences)) or not margin > 0 or not 0 < level < 1:
+        raise ValueError(f"give finite differences, margin > 0 and level in (0, 1); got {len(differences)} "
+                         f"differences, {margin} and {level}")
+    found = interval(differences, level)
+    n, spread = found["n"], _standard_error(differences)
+    nearest = margin - abs(found["mean"])                    # to the end of the margin that is the harder one
+    found["p"] = (math.nan if n == 1 else float(stdtr(n - 1, -nearest / spread)) if spread else float(nearest <= 0))
+    found["verdict"] = ("equivalent" if found["p"] < 1 - level else "better" if found["low"] > 0
+                        else "worse" if found["high"] < 0 else "inconclusive")
+    return found
+
+
+def interval(values: Iterable[float], level: float = 0.95) -> dict[str, float]:
+    """mean, low and high of the Student-t interval, and n; low and high are NaN for a single value."""
+    values = [float(v) for v in values]
+    n, mean = len(values), sum(values) / len(values)
+    half = math.nan if n == 1 else float(stdtrit(n - 1, (1 + level) / 2)) * _standard_error(values)
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
+
+
+def _standard_error(values: list[float]) -> float:
+    n, mean = len(values), sum(values) / len(values)
+    return math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else math.nan
+
+
+def _table(rows: pd.DataFrame | list[dict], columns: list[str]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows)
+    missing = [name for name in dict.fromkeys(columns) if name not in frame]
+    if missing:
+        raise ValueError(f"the rows have no column {', '.join(missing)}; they have {', '.join(map(str, frame))[:200]}")
+    return frame
+
+
+def _measured(values: pd.Series, of: str) -> None:
+    numbers = pd.to_numeric(values, errors="coerce")
+    if numbers.isna().any() or not numbers.map(math.isfinite).all():
+        wrong = int((numbers.isna() | numbers.abs().eq(math.inf)).sum())
+        raise ValueError(f"{wrong} of {len(values)} rows have no {of} that is a finite number (a run diverged, or was "
+                         f"not attacked); leave them out on purpose or not at all")

@@ -1,8 +1,9 @@
-"""Training, and everything that is done with a trained model before it is unlearned.
+"""Training models, and asking them for logits, accuracy and features.
 
     model = fit(make_model, train, Recipe(epochs=20), seed=0)      # a new trained model
     models = fit_many(make_model, train, subsets, recipe, seeds=seeds)   # many at once: stacked, or side by side
     predict(model, test); accuracy(model, test); features(model, test)
+    check_compatible(model, test)                                  # refuses a set that the model cannot take
     with cost() as spent: ...                                      # examples, steps, seconds, passes of all training
 
 There is one training loop in this library, that of `Descent`. Pretraining, subset models and every unlearning algorithm
@@ -13,31 +14,33 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import NamedTuple
+from numbers import Integral, Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rumlib.data import Examples, as_input, augment
-from rumlib.device import cuda_rng_devices, finished, send
-from rumlib.graphs import Recorded, lanes, recordable, wanted
-from rumlib.models import Factory, build
+from rumlib.data import Batch, Examples, as_input, batch_count, shuffled
+from rumlib.device import as_seed, finished, seeded, tf32
+from rumlib.device import derive_seed as derive_seed
+from rumlib.graphs import Recorded, recordable, should_record, streams
+from rumlib.models import (
+    Factory,
+    anchor,
+    build,
+    check_new,
+    check_tokens,
+    evaluating,
+    logits_of,
+    normalizing_one,
+)
 
 SCHEDULES = ("constant", "cosine", "linear", "step")
-
-
-class Batch(NamedTuple):
-    """A part of an epoch: x (batch, ...) as a model sees it, y (batch,), and the rows of both in their examples."""
-
-    x: Tensor
-    y: Tensor
-    rows: Tensor
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,23 @@ class Recipe:
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
             raise ValueError(f"unknown schedule {self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
-        if self.epochs < 1 or self.batch_size < 1 or not 0 < self.lr < math.inf:
-            raise ValueError(f"epochs and batch_size must be at least 1 and lr positive; got {self}")
+        self.check("epochs batch_size", Integral, lambda v: v >= 1, "a whole number, at least 1")
+        self.check("lr gamma", Real, lambda v: 0 < v < math.inf, "a positive number")
+        self.check("momentum warmup", Real, lambda v: 0 <= v < 1, "a number in [0, 1)")
+        self.check("weight_decay", Real, lambda v: 0 <= v < math.inf, "a number, at least 0")
+        self.check("clip", Real | None, lambda v: v is None or v > 0, "a positive number, or None for no limit")
+        self.check("milestones", tuple, lambda v: all(isinstance(at, Real) and 0 <= at <= 1 for at in v),
+                   "a tuple of shares in [0, 1]")
+        for name in ("augment", "amp"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False; got {name}={getattr(self, name)!r}")
+
+    def check(self, names: str, kind: type, fits: Callable[[object], bool], words: str) -> None:
+        """Raise ValueError where one of the fields is not of this kind or does not fit."""
+        for name in names.split():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kind) or not fits(value):
+                raise ValueError(f"{name} must be {words}; got {name}={value!r}")
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step number `step` (from 0) of `steps`."""
@@ -99,7 +117,7 @@ def descend(model: nn.Module, batches: Iterable, loss: Callable, recipe: Recipe,
     gradient stay as they are. `watch(batch, shown)` is called after each step; a loss with something to show returns
     (loss, shown). Raises ValueError if nothing may learn, FloatingPointError if the weights are not finite in the end.
     """
-    with lanes(next(model.parameters()).device, 1) as (place,), place, Descent(model, loss, recipe, only) as descent:
+    with streams(anchor(model).device, 1) as (place,), place, Descent(model, loss, recipe, only) as descent:
         for batch, shown in descent.steps(batches, of=steps):
             if watch is not None:
                 watch(batch, shown)
@@ -109,8 +127,9 @@ def descend(model: nn.Module, batches: Iterable, loss: Callable, recipe: Recipe,
 class Descent:
     """The training loop: a model, a loss and SGD, to be used in a `with` block.
 
-    Where a GPU can repeat a step by itself (see `rumlib.graphs`) it does: then all of a step happens on the device, and
-    the learning rate is a tensor there.
+    Where a GPU can repeat a step by itself (see `rumlib.graphs`) it does: then all of a step happens on the device. On
+    CUDA the learning rate is a tensor in any case, since steps with a number round differently. BatchNorm takes single
+    values as `normalizing_one` says.
     """
 
     def __init__(self, model: nn.Module, loss: Callable, recipe: Recipe, only: dict[str, Tensor] | None = None):
@@ -122,14 +141,14 @@ class Descent:
                              "mask")
         self.weights = [part.learned for part in self.parts]
         self.clip = getattr(model, "clip_gradients", nn.utils.clip_grad_norm_)       # stacked models: each its own
-        device = next(model.parameters()).device
-        recorded = wanted(loss, device)
-        self.step = Recorded(self._step, device) if recorded else self._step
-        self.optimizer = torch.optim.SGD(self.weights, lr=torch.tensor(recipe.lr, device=device) if recorded
-                                         else recipe.lr, momentum=recipe.momentum,
+        device = anchor(model).device
+        self.step = Recorded(self._step, device) if should_record(loss, device) else self._step
+        as_tensors = device.type == "cuda" or isinstance(self.step, Recorded)
+        rate = torch.tensor(recipe.lr, device=device) if as_tensors else recipe.lr
+        self.optimizer = torch.optim.SGD(self.weights, lr=rate, momentum=recipe.momentum,
                                          weight_decay=recipe.weight_decay, fused=True)
         # bf16 copies of weights, which autocast keeps for their next use, would be replayed as they were
-        self.precision = (torch.autocast(device.type, torch.bfloat16, cache_enabled=not recorded) if recipe.amp
+        self.precision = (torch.autocast(device.type, torch.bfloat16, cache_enabled=not as_tensors) if recipe.amp
                           else contextlib.nullcontext())
         self.passed: list[int] = []                          # sizes of the batches that a step has passed forward
 
@@ -144,13 +163,11 @@ class Descent:
     def steps(self, batches: Iterable, *, of: int) -> Iterator[tuple[tuple, object]]:
         """Take a step for each batch, of so many for the schedule, and pause after it: (batch, what the loss shows)."""
         self.model.train()
-        with _passing(self.model, self.passed), _fitting(self.recipe):
+        with _passing(self.model, self.passed), normalizing_one(self.model), _fitting(self.recipe):
             for number, batch in enumerate(batches):
                 self.set_rate(self.recipe.rate(number, of))
                 passed, shown = self.step(*batch)
-                count_examples(passed)
-                for spent in _open:
-                    spent.steps += 1
+                _count(examples=passed, steps=1)
                 yield batch, shown
         if not torch.stack([p.isfinite().all() for p in self.model.parameters()]).all():
             raise FloatingPointError(f"training diverged (weights are not finite); lower lr={self.recipe.lr} or set "
@@ -226,17 +243,6 @@ class MaskedParameter:
         self.whole.requires_grad_(True)
 
 
-def shuffled(examples: Examples, size: int, random: torch.Generator, *, weight: Tensor | None = None,
-             mirror: bool = False) -> Iterator[Batch]:
-    """One epoch of `examples` in random order, as a model with this `weight` sees them and on its device."""
-    device = examples.x.device if weight is None else weight.device
-    order = torch.randperm(len(examples), generator=random)
-    at, order, y = send(order, examples.x.device), send(order, device), send(examples.y, device)     # once an epoch
-    for part, rows in zip(cut(at, size), cut(order, size), strict=True):
-        x = examples.x.index_select(0, part)                 # a tenth of the time of x[part]
-        yield Batch(as_input(augment(x, random) if mirror else x, weight), y[rows], rows)
-
-
 def epochs(examples: Examples, recipe: Recipe, random: torch.Generator, weight: Tensor) -> Iterator[Batch]:
     """All epochs of a recipe."""
     for _ in range(recipe.epochs):
@@ -244,29 +250,29 @@ def epochs(examples: Examples, recipe: Recipe, random: torch.Generator, weight: 
         yield from shuffled(examples, recipe.batch_size, random, weight=weight, mirror=recipe.augment)
 
 
-def cut(order: Tensor, size: int) -> list[Tensor]:
-    """Positions (..., n) in batches. A last batch of one joins the one before it: BatchNorm cannot use it."""
-    sizes = [size] * batch_count(order.shape[-1], size)
-    sizes[-1] = order.shape[-1] - sum(sizes[:-1])
-    return list(order.split(sizes, dim=-1))
-
-
-def batch_count(n: int, size: int) -> int:
-    """How many batches `cut` makes of n examples."""
-    return -(-n // size) - (n % size == 1 and n > size)
-
-
 def fit(model: nn.Module | Factory, examples: Examples, recipe: Recipe, *, seed: int = 0,
         trace: Callable[[Tensor, Tensor, Tensor], None] | None = None,
         probe: Callable[[nn.Module, Tensor, Tensor, Tensor], None] | None = None) -> nn.Module:
     """A new model, trained on `examples` with cross-entropy.
 
-    A module is trained on from (a copy of) its weights and on its device, a factory from weights drawn from `seed` and
-    on the device of the examples; `seed` also draws the order of the examples and what a model draws itself.
-    `trace(rows, logits, y)` sees each training batch as it passes (see `rumlib.scores.Trace`);
-    `probe(model, x, y, rows)` may try the model on it before (`rumlib.scores.Curvature`).
+    model     a module is trained on from (a copy of) its weights and on its device, a factory from weights drawn from
+              `seed` and on the device of the examples
+    examples  n of them; one is enough
+    seed      also draws the order of the examples and what a model draws itself
+    trace     trace(rows, logits, y) sees each training batch as it passes (see `rumlib.proxies.Trace`)
+    probe     probe(model, x, y, rows) may try the model on it before (`rumlib.proxies.Curvature`)
+
+    Returns the model in eval mode. Raises TypeError or ValueError for what cannot be trained (see `check_compatible`,
+    `as_seed`), and FloatingPointError where the weights diverge.
     """
-    model = copy.deepcopy(model) if isinstance(model, nn.Module) else build(model, seed).to(examples.x.device)
+    seed = as_seed(seed)
+    if isinstance(model, nn.Module):
+        anchor(model)
+        model = copy.deepcopy(model)
+    else:
+        make_model, model = model, build(model, seed)
+        check_new(model, make_model)
+        model = model.to(examples.x.device)
     check_compatible(model, examples)
 
     def probed(model, x, y, rows):
@@ -278,7 +284,7 @@ def fit(model: nn.Module | Factory, examples: Examples, recipe: Recipe, *, seed:
 
     steps = recipe.epochs * batch_count(len(examples), recipe.batch_size)
     with seeded(seed, "order") as random:
-        batches = epochs(examples, recipe, random, next(model.parameters()))
+        batches = epochs(examples, recipe, random, anchor(model))
         loss = cross_entropy if probe is None else probed
         return descend(model, batches, loss, recipe, steps=steps, watch=None if trace is None else watch)
 
@@ -290,17 +296,23 @@ def cross_entropy(model: nn.Module, x: Tensor, y: Tensor, rows: Tensor) -> tuple
     return F.cross_entropy(logits, y), logits.detach()
 
 
-# -- Many models at once ----------------------------------------------------------------------------------------------
-
-
 # -- What a trained model says ----------------------------------------------------------------------------------------
 
 
 def predict(model: nn.Module, examples: Examples, *, chunk: int = 1024) -> Tensor:
-    """Logits (n, classes), float32 on the CPU, in eval mode; the mode of the model is left as it was."""
-    weight = next(model.parameters())
+    """What the model answers, in eval mode; the mode of the model is left as it was.
+
+    Returns logits (n, classes), float32, on the CPU; computed with TF32 on CUDA. Raises TypeError or ValueError for
+    what is no model from inputs to logits.
+    """
+    with tf32(anchor(model).device):
+        return _in_chunks(model, examples, chunk, lambda x: logits_of(model, x))
+
+
+def _in_chunks(model: nn.Module, examples: Examples, chunk: int, ask: Callable[[Tensor], Tensor]) -> Tensor:
+    weight = anchor(model)
     with evaluating(model), torch.no_grad():
-        return torch.cat([model(as_input(x, weight)).float() for x in examples.x.split(chunk)]).cpu()
+        return torch.cat([ask(as_input(x, weight)) for x in examples.x.split(chunk)]).cpu()
 
 
 def correct(logits: Tensor, y: Tensor) -> Tensor:
@@ -317,10 +329,7 @@ def accuracy(model: nn.Module, examples: Examples) -> float:
 
 def features(model: nn.Module, examples: Examples, *, layer: nn.Module | None = None, chunk: int = 1024) -> Tensor:
     """Penultimate embedding (n, d), float32, eval mode: the input of the last linear layer, or of `layer`."""
-    weight = next(model.parameters())
-    with evaluating(model), torch.no_grad():
-        return torch.cat([embed(model, as_input(x, weight), layer=layer).float()
-                          for x in examples.x.split(chunk)]).cpu()
+    return _in_chunks(model, examples, chunk, lambda x: embed(model, x, layer=layer).float())
 
 
 def embed(model: nn.Module, x: Tensor, *, layer: nn.Module | None = None) -> Tensor:
@@ -337,49 +346,40 @@ def embed(model: nn.Module, x: Tensor, *, layer: nn.Module | None = None) -> Ten
     return seen[0]
 
 
-@contextlib.contextmanager
-def evaluating(model: nn.Module):
-    """The model in eval mode inside, and every part of it in its own mode again afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module, mode in modes:
-            module.training = mode
+def check_compatible(model: nn.Module, examples: Examples, what: str = "the set") -> None:
+    """Refuse, before any training, examples that the model cannot take or whose labels it cannot name.
 
+    model     anything that might be one: an nn.Module from inputs to logits (n, classes), of two or more classes
+    examples  two of them are tried; all labels and all tokens are looked at
+    what      how errors call them
 
-def check_compatible(model: nn.Module, examples: Examples) -> None:
-    """Refuse, before any training, examples that the model cannot take or whose labels it cannot name."""
+    Raises TypeError or ValueError, with the value and the remedy.
+    """
+    anchor(model)
     if not len(examples):
-        raise ValueError("there is nothing to train on: the set is empty")
+        raise ValueError(f"{what} is empty: there is nothing to train on or to measure")
     shape = tuple(examples.x.shape[1:])
+    if not examples.x.is_floating_point() and examples.x.dtype != torch.uint8:
+        check_tokens(model, examples.x)
     try:
         logits = predict(model, examples[:2])
-    except RuntimeError as problem:
-        raise ValueError(f"the model does not take images of shape {shape}: {problem}") from problem
-    if logits.ndim != 2:
-        raise ValueError(f"a model must map images to logits (n, classes); this one gives {tuple(logits.shape)}")
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as problem:
+        if isinstance(problem, TypeError) and "to logits" in str(problem):
+            raise
+        raise ValueError(f"the model does not take inputs of shape {shape}: {problem}") from problem
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(f"a model must map inputs to logits (n, classes) of two or more classes; this one gives "
+                         f"{tuple(logits.shape)}" + "; two classes need two outputs, not one" * (logits.ndim == 2))
+    if logits.isnan().all():
+        raise FloatingPointError(f"the model answers NaN to {what}: its training has diverged; train it again with a lower lr")
     if int(examples.y.max()) >= logits.shape[1]:
-        raise ValueError(f"label {int(examples.y.max())} is out of range: the model has {logits.shape[1]} outputs, "
-                         f"labels must lie in 0..{logits.shape[1] - 1}")
+        raise ValueError(f"label {int(examples.y.max())} of {what} is out of range: the model has {logits.shape[1]} "
+                         f"outputs, labels must lie in 0..{logits.shape[1] - 1}")
 
 
-# -- Randomness and cost ----------------------------------------------------------------------------------------------
-
-
-def derive_seed(seed: int, *names) -> int:
-    """A seed for the task called `names`: the same wherever and in whatever order tasks run."""
-    return int.from_bytes(hashlib.sha256(repr((seed, *names)).encode()).digest()[:7], "big")
-
-
-@contextlib.contextmanager
-def seeded(seed: int, *names):
-    """A generator for the task called `names`. What takes no generator (dropout, say) draws from a forked global
-    state inside; the caller's random state is left as it was."""
-    with torch.random.fork_rng(cuda_rng_devices()):
-        torch.manual_seed(derive_seed(seed, *names, "global"))
-        yield torch.Generator().manual_seed(derive_seed(seed, *names))
+# -- Cost ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -393,32 +393,36 @@ class Cost:
     passes: int = 0
 
 
-_open: list[Cost] = []
+_open: ContextVar[tuple[Cost, ...]] = ContextVar("costs being counted", default=())       # a thread counts its own
 
 
 @contextlib.contextmanager
-def cost():
+def cost() -> Iterator[Cost]:
     """Count the cost of all training inside: ``with cost() as spent: ...; spent.examples``."""
     spent, start = Cost(), time.perf_counter()
-    _open.append(spent)
+    token = _open.set((*_open.get(), spent))
     try:
         yield spent
     finally:
-        _open.remove(spent)
+        _open.reset(token)
         finished()
         spent.seconds = time.perf_counter() - start
 
 
 def count_examples(n: int) -> None:
     """Add n examples, passed forward and backward, to all costs being counted: for work that `descend` does not do."""
-    for spent in _open:
-        spent.examples += n
+    _count(examples=n)
 
 
 def count_passes(n: int = 1) -> None:
     """Add n epochs to all costs being counted."""
-    for spent in _open:
-        spent.passes += n
+    _count(passes=n)
+
+
+def _count(**more: int) -> None:
+    for spent in _open.get():
+        for name, n in more.items():
+            setattr(spent, name, getattr(spent, name) + n)
 
 
 @contextlib.contextmanager

@@ -3,12 +3,14 @@
 import copy
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from planted import make_model, make_normed, recipe, same, tiny
 
 import rumlib as rum
+from rumlib import algorithms
 from rumlib.algorithms.relabel import saliency_mask
 
 
@@ -192,6 +194,30 @@ def test_every_field_is_in_the_name(name, field, value):
 
 def test_retraining_is_named_by_its_network_and_its_recipe():
     assert repr(rum.Retrain(make_model, recipe)) == f"Retrain(mlp(classes=3, hidden=(64,), shape=(1, 4, 4)), {recipe})"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in vars(algorithms).values() if isinstance(kind, type)
+                                  and issubclass(kind, rum.Algorithm)], ids=lambda kind: kind.__name__)
+def test_the_seeds_of_a_class_derive_from_a_name_of_its_own(kind):
+    """Written out in each class, since it must stay when a class is renamed: results on file depend on it."""
+    assert vars(kind)["seed_name"] == kind.__name__
+
+
+def test_renaming_a_class_changes_no_number(planted):
+    @dataclass(frozen=True)
+    class Renamed(rum.Scrub):
+        pass
+
+    options = dict(epochs=1, batch_size=10)
+    one, two = (kind(**options)(planted.model, planted.forget, planted.retain) for kind in (rum.Scrub, Renamed))
+    assert same(one, two)
+
+
+@pytest.mark.parametrize("integer", [int, np.int64, np.uint8, torch.tensor], ids=str)
+@pytest.mark.parametrize("name", ["Finetune", "Retrain", "RUM", "TopK"])
+def test_seeds_of_all_integer_types_are_one(name, integer, planted):
+    results = [PLAIN[name](planted.model, planted.forget, planted.retain, seed=seed) for seed in (7, integer(7))]
+    assert same(*results)
 
 
 # -- What single algorithms promise -----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from planted import echo, make_model, recipe, same
 
 import rumlib as rum
 from rumlib.metrics import jensen_shannon
+from rumlib.train import derive_seed
 
 finetune = rum.Finetune(epochs=2, lr=0.1, batch_size=16)
 
@@ -144,7 +145,7 @@ def test_the_order_with_the_best_end_is_taken(planted, score):
     (dict(orders=((0, 0),)), "once"), (dict(budget=0), "budget"), (dict(waiting="drop"), "waiting")])
 def test_what_cannot_be_chosen_from_is_refused(bad, match, score):
     good = dict(refine=rum.Refine(score, 2), candidates=(finetune,), judge=rum.Memorized(score))
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises((TypeError, ValueError), match=match):
         rum.AutoRUM(**{**good, **bad})
 
 
@@ -180,3 +181,22 @@ def test_a_twin_needs_the_subset_models(planted, score):
         torch.isin(score.index, planted.forget.index), 9.0, score.values)), 2))
     with pytest.raises(ValueError, match="match"):
         rum.Calibrated(pool_is_too_far, make_model, recipe)(planted.model, planted.forget, planted.retain)
+
+
+def test_the_judge_of_the_twin_is_tow_against_its_retrained_model(planted, score):
+    judges = []
+
+    class Watched(rum.AutoRUM):
+        def settle(self, *problem, seed=0):
+            judges.append((self.judge, problem))
+            return super().settle(*problem, seed=seed)
+
+    auto = Watched(rum.Refine(score, 2), (finetune,), rum.Memorized(score))
+    calibrated = rum.Calibrated(auto, make_model, recipe, number=3)
+    calibrated(planted.model, *planted.train.split(planted.train.index % 5 == 0), seed=4)
+    ((judge, (original, gone, known)),) = judges
+    reference = rum.fit(make_model, known, recipe, seed=derive_seed(4, "twin", 3))
+    assert judge(reference, original, gone, known) == 1
+    worse = rum.build(make_model, 7)
+    d = [abs(rum.accuracy(worse, part) - rum.accuracy(reference, part)) for part in (gone, known)]
+    assert min(d) > 0.1 and judge(worse, original, gone, known) == pytest.approx((1 - d[0]) * (1 - d[1]))

@@ -1,11 +1,14 @@
-"""Examples, augmentation and every way of loading."""
+"""Examples, augmentation, lists of ids and every way of loading."""
 
 import hashlib
 import io
 import pickle
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -17,7 +20,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR100
 
 import rumlib as rum
-from rumlib.data import as_input, augment
+from rumlib.data import as_input, augment, check_disjoint
 
 
 def numbered(n):
@@ -74,6 +77,103 @@ def test_bytes_are_scaled_and_floats_are_not():
     levels = torch.tensor([0, 51, 255], dtype=torch.uint8)
     assert torch.equal(as_input(levels), torch.tensor([0, 51, 255]) / 255)
     assert torch.equal(as_input(torch.tensor([0.0, 51.0])), torch.tensor([0.0, 51.0]))
+
+
+def test_tokens_stay_whole_numbers():
+    ids = torch.tensor([[0, 257], [2**40 + 1, 3]])
+    assert torch.equal(as_input(ids, torch.zeros(1, dtype=torch.bfloat16)), ids)
+    assert rum.Examples(ids.int(), [0, 1]).x.dtype == torch.int32
+    both = rum.Examples(ids, [0, 1]) + rum.Examples(ids, [1, 1])
+    assert both.x.dtype == torch.int64 and both.index.tolist() == [0, 1, 0, 1]       # each numbered from 0
+
+
+def test_columns_of_tables_become_tensors():
+    table = pd.DataFrame({"id": [5, 7, 9], "y": [0, 1, 0]})[1:]          # its rows are called 1 and 2
+    data = rum.Examples(torch.zeros(2, 3), table["y"], table["id"])
+    assert data.index.tolist() == [7, 9] and data.y.tolist() == [1, 0]
+
+
+# -- Forget and retain ------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.booleans(), min_size=2, max_size=30).filter(lambda mask: any(mask) and not all(mask)))
+def test_sets_of_one_split_are_disjoint(mask):
+    forget, retain = numbered(len(mask)).split(torch.tensor(mask))
+    check_disjoint(forget, retain)
+    for whole in (forget + retain, retain + forget[-1:]):
+        with pytest.raises(ValueError, match=rf"holds {len(whole) - len(retain)} examples of the forget set"):
+            check_disjoint(forget, whole)
+
+
+def test_sets_that_are_each_numbered_from_zero_are_disjoint_unless_all_is_shared():
+    data = numbered(12)
+    forget, retain = (rum.Examples(part.x, part.y) for part in (data[:4], data[4:]))
+    check_disjoint(forget, retain)
+    joined = rum.Examples(torch.cat([retain.x, forget.x]), torch.cat([retain.y, forget.y]))
+    with pytest.raises(ValueError, match=r"all 4 examples .* under another index"):
+        check_disjoint(forget, joined)
+    check_disjoint(forget, joined[:-1])                      # one of four is not shared
+    check_disjoint(forget, rum.Examples(joined.x, (joined.y + 1) % 3))               # the same images, other labels
+
+
+def test_a_single_duplicate_is_legitimate():
+    data = numbered(6)
+    twice = rum.Examples(torch.cat([data.x, data.x[:1]]), torch.cat([data.y, data.y[:1]]))
+    check_disjoint(twice[:1], twice[1:])
+    check_disjoint(twice[:2], twice[2:])
+
+
+def test_contents_that_differ_in_one_value_are_told_apart():
+    """Also where the few values agree that are looked at first."""
+    x = torch.zeros(40, 3, 4, 4)
+    x[torch.arange(40), torch.arange(40) % 3, 0, 0] = torch.arange(40.0)
+    data = rum.Examples(x, torch.zeros(40).long())
+    check_disjoint(data[:3], rum.Examples(data.x[3:], data.y[3:], torch.arange(100, 137)))
+    with pytest.raises(ValueError, match="all 3"):
+        check_disjoint(data[:3], rum.Examples(data.x, data.y, torch.arange(100, 140)))
+
+
+# -- Lists of ids -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text, column", [
+    ("id\n10\n20\n", "id"), ("id, why\n20, asked\n10, asked\n", "id"), ("who,row\na,10\nb,20\n", "row"),
+    ('"id"\r\n"10"\r\n"20"\r\n\r\n', "id"), ("id,user\n10,5,\n20,7,\n", "id"), ("id\n10,\n20,,\n", "id"),
+    ("id,user,\n10,5\n20,7,\n", "id"), ("user,id\n5,10,,\n7,20\n,\n,,,\n", "id"), ("\ufeffid\n10\n20", "id"),
+    ('id,why\n10,"a, b\n and ""c"""\n20,\n', "id"), ("id\r10\r20\r", "id"), (" id ,x\n 010 ,\n\t20,1\n", "id")])
+def test_ids_of_a_file_are_those_of_the_index(text, column, tmp_path):
+    train = rum.Examples(torch.rand(30, 1, 4, 4), torch.arange(30))
+    (tmp_path / "forget.csv").write_text(text, newline="")
+    mask = rum.forget_ids(tmp_path / "forget.csv", train, column=column)
+    assert train.index[mask].tolist() == [10, 20] and mask.shape == (30,)
+
+
+@given(st.sets(st.integers(0, 60), min_size=1), st.booleans(), st.booleans(), st.permutations(["id", "user", "why"]))
+@settings(max_examples=40)
+def test_what_a_spreadsheet_writes_is_read_as_it_was_meant(ids, excel, trailing, columns):
+    """Other columns hold numbers that are ids of other people, and commas, quotes and line breaks."""
+    table = pd.DataFrame({"id": list(ids), "user": [(k + 1) % 61 for k in ids], "why": ['7, "8"\n9,'] * len(ids)})
+    text = table[list(columns)].to_csv(index=False, lineterminator="\r\n" if excel else "\n")
+    if trailing:
+        text = text.replace('9,"', '9,",') if columns[-1] == "why" else text
+    train = rum.Examples(torch.zeros(61, 2), torch.zeros(61).long(), torch.arange(61).flip(0))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "forget.csv"
+        path.write_text(text, newline="", encoding="utf-8-sig" if excel else "utf-8")
+        mask = rum.forget_ids(path, train)
+    assert set(train.index[mask].tolist()) == ids
+
+
+@pytest.mark.parametrize("text, words", [
+    (None, "no list of ids"), ("", "no CSV file"), ("id\n", "none"), ("103\n100\n", "no column 'id'.*'103'.*column="),
+    ("id\n103\nx\n", "whole numbers.*line 3 has 'x'"), ("id\n1.5\n", "whole numbers.*'1.5'"),
+    ("id\n103\n7\n8\n", r"2 ids .* none of the 5 examples.*\[7, 8\]"), ("id\n" + "9" * 30 + "\n", "whole numbers")])
+def test_a_list_that_does_not_fit_is_refused(text, words, tmp_path):
+    train = rum.Examples(torch.rand(5, 1, 4, 4), torch.arange(5), torch.arange(100, 105))
+    if text is not None:
+        (tmp_path / "forget.csv").write_text(text)
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        rum.forget_ids(tmp_path / "forget.csv", train)
 
 
 # -- Augmentation -----------------------------------------------------------------------------------------------------
@@ -234,7 +334,8 @@ def test_jpegs_are_not_called_cifar10(files, tmp_path):
     table = pyarrow.parquet.read_table(files / "train.parquet")
     pyarrow.parquet.write_table(table.slice(1), tmp_path / "train.parquet")          # it begins with a PNG
     assert rum.datasets.source("cifar10", root=tmp_path) == "cifar10"
-    assert rum.datasets.source("cifar10", root=tmp_path / "none") == "cifar10" and rum.data.source("digits") == "digits"
+    assert rum.datasets.source("cifar10", root=tmp_path / "none") == "cifar10"
+    assert rum.datasets.source("digits") == "digits"
 
 
 def test_parts_of_parquet_files_keep_their_rows(files):

@@ -3,6 +3,7 @@ It runs the same code, but for recorded steps: it runs them where a GPU would re
 
 import copy
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,9 +17,9 @@ from torch import nn
 
 import rumlib as rum
 from rumlib.algorithms.base import Algorithm
-from rumlib.device import pick
+from rumlib.device import pick, tf32
 from rumlib.ensemble import in_turns, uses_rng
-from rumlib.graphs import WARM_UP, Recorded, lanes, recordable
+from rumlib.graphs import WARM_UP, Recorded, recordable, streams
 from rumlib.models import build
 from rumlib.proxies import TRACED
 from rumlib.train import Descent, cross_entropy, epochs
@@ -211,7 +212,7 @@ def test_want_of_memory_says_what_to_change(planted):
                 raise torch.OutOfMemoryError("none is left")
             return super().forward(x)
 
-    with pytest.raises(torch.OutOfMemoryError, match=r"none is left\n.*batch_size=20\).*AT_ONCE, 8"):
+    with pytest.raises(torch.OutOfMemoryError, match=r"none is left\n.*batch_size=20\).*AT_ONCE\)"):
         rum.fit(nn.Sequential(nn.Flatten(), Greedy(16, 3)), planted.train, rum.Recipe(batch_size=20))
 
 
@@ -245,8 +246,25 @@ def test_queues_are_asked_for_before_cuda_starts():
     assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] and os.environ["CUBLAS_WORKSPACE_CONFIG"]       # by the import
 
 
-def test_lanes_are_as_many_as_asked_for():
-    with lanes(CPU, 3) as places:
+def test_tf32_is_on_for_cuda_alone_and_inside_alone():
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [flag.allow_tf32 for flag in flags]
+    with tf32(CPU):
+        assert [flag.allow_tf32 for flag in flags] == before
+    with pytest.raises(KeyError), tf32(torch.device("cuda")):
+        assert [flag.allow_tf32 for flag in flags] == [True, True]
+        raise KeyError
+    assert [flag.allow_tf32 for flag in flags] == before
+
+
+def test_costs_of_another_thread_are_its_own(planted):
+    with rum.cost() as spent, ThreadPoolExecutor(1) as pool:
+        pool.submit(rum.fit, make_model, planted.train, rum.Recipe(epochs=1)).result()
+    assert spent.steps == 0
+
+
+def test_streams_are_as_many_as_asked_for():
+    with streams(CPU, 3) as places:
         assert len(places) == 3
         for place in places:
             with place:

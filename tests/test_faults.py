@@ -284,10 +284,10 @@ class Fails(rum.Finetune):
     switch: str = ""
     on: tuple[int, ...] = (1,)
 
-    def __call__(self, model, forget, retain, *, seed=0, only=None):
+    def __call__(self, model, forget, retain, *, seed=0):
         if seed in self.on and Path(self.switch).exists():
             raise KeyError(f"nothing known of {seed}")
-        return super().__call__(model, forget, retain, seed=seed, only=only)
+        return super().__call__(model, forget, retain, seed=seed)
 
 
 def test_a_failing_cell_is_named_the_others_go_on_and_it_is_tried_again(tmp_path):
@@ -393,12 +393,12 @@ class Killed(rum.Finetune):
     times: int = 1
     parent: int = 0
 
-    def __call__(self, model, forget, retain, *, seed=0, only=None):
+    def __call__(self, model, forget, retain, *, seed=0):
         marks = len(list(Path(self.folder).glob("mark*")))
         if seed == 1 and marks < self.times and os.getpid() != self.parent:
             Path(self.folder, f"mark{marks}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().__call__(model, forget, retain, seed=seed, only=only)
+        return super().__call__(model, forget, retain, seed=seed)
 
 
 def killed(tmp_path, times):

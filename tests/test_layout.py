@@ -1,7 +1,11 @@
-"""What is true of the files themselves: which module imports which, and what the kept notebooks look like."""
+"""What is true of the files themselves: the API, which module imports which, and what the kept notebooks look like."""
 
 import ast
+import importlib
 import re
+import subprocess
+import sys
+import warnings
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -9,33 +13,90 @@ from pathlib import Path
 import nbformat
 import pytest
 
+import rumlib as rum
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+FILES = [file for file in sorted((ROOT / "rumlib").rglob("*.py")) if file != ROOT / "rumlib" / "__init__.py"]
 
-# A module imports from the floors below its own, or from its own package; those of the ground floor import nothing.
-FLOORS = ("names device", "data models plots graphs", "train code timing", "scores algorithms metrics",
-          "rum rows spdgan", "choose", "profiles engine tune", "cells", "packed", "study card", "status",
-          "plan publish verify", "paper bench")
+# A module of the core imports from the floors below its own, or from its own package.
+FLOORS = ("device files", "graphs data plots", "models datasets", "train", "ensemble algorithms metrics", "scores",
+          "proxies stats", "rum spdgan", "choose")
+
+# -- The API ----------------------------------------------------------------------------------------------------------
+
+# What could be imported from `rumlib` itself before most of it moved into submodules.
+OLD = """PROXIES RUM SPDGAN SSD UNSIR Algorithm AutoRUM BadTeacher BoundaryExpand BoundaryShrink Calibrated Card Cell
+ClassProjection Curvature Degree Examples Finetune Fisher ForgetSet HeldOut InfluenceUnlearning JensenShannon Keep
+L1Sparse LastLayers Memorized NegGrad NegGradPlus Profile RandomK RandomLabel RandomTopK Recipe Refine Retrain SalUn
+Score Scrub Shift Shuffled Study TopK Trace acceleration accuracies accuracy analytic_acceleration attack_feature bands
+build class_accuracies class_mia confusion contrast cost describe disagreement disagreements entanglement evaluate
+features fit fit_many flops forget_ids forgetting_rate forgetting_rate_calibrated forgetting_rate_mia from_dataset
+gaussians label_hash layers_reached load matched memorization memorization_from mia_gap mlp mmd neighbours overlap
+predict probes profile proxy resnet18 resnet50 retention separability similarity small_resnet stream summarise svc_mia
+tow tow_between tow_from_accuracies tow_mia tuned ulira unlearning_degree vary vgg16_bn vit_tiny weight_cosine
+weight_distance xent""".split()  # noqa: SIM905
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_an_old_name_still_works_and_says_where_it_lives(name):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = getattr(rum, name)
+    home = rum if name in rum.__all__ else importlib.import_module(f"rumlib.{rum.MOVED[name]}")
+    assert found is getattr(home, name)
+    assert [str(w.message).partition(";")[0] for w in said if w.category is DeprecationWarning] == (
+        [] if home is rum else [f"rumlib.{name} is now {home.__name__}.{name}"])
+
+
+def test_the_top_level_is_small_and_every_name_of_it_is_there():
+    assert len(OLD) == 108 and set(OLD) == {*rum.__all__, *rum.MOVED} and len(rum.__all__) <= 40
+    assert set(rum.__all__) <= set(dir(rum)) and all(hasattr(rum, name) for name in rum.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'study'"):
+        rum.study  # noqa: B018
+
+
+def imported(statement):
+    """The modules that a fresh process has imported after this statement."""
+    command = [sys.executable, "-c", f"import sys; {statement}; print(*sys.modules)"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_to_import_the_library_is_to_import_the_science_alone():
+    modules = set(imported("import rumlib"))
+    assert "rumlib.metrics" in modules
+    assert not {"rumlib.lab", "rumlib.plots", "rumlib.stats", "matplotlib", "sklearn", "scipy", "joblib"} & modules
+    assert {"rumlib.lab", "rumlib.plots"} <= set(imported("import rumlib; rumlib.lab.Study; rumlib.plots"))
+
+
+# -- Which module imports which ---------------------------------------------------------------------------------------
 
 
 def imports(file):
-    """Modules of rumlib that a file imports, as names on the list of floors."""
+    """Modules of rumlib that a file imports, by their dotted names."""
     for node in ast.walk(ast.parse(file.read_text())):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file.name} imports relatively"
-            names = [f"rumlib.{a.name}" for a in node.names] if node.module == "rumlib" else [node.module]
-        yield from (name.split(".")[1] for name in names if name.startswith("rumlib."))
+            inside = node.module in ("rumlib", "rumlib.lab")
+            names = [f"{node.module}.{a.name}" for a in node.names] if inside else [node.module]
+        yield from (name for name in names if name.startswith("rumlib."))
 
 
-@pytest.mark.parametrize("file", [file for file in sorted((ROOT / "rumlib").rglob("*.py"))
-                                  if file != ROOT / "rumlib" / "__init__.py"], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT / "rumlib")))
 def test_imports_go_one_way(file):
     module = file.relative_to(ROOT / "rumlib").parts[0].removesuffix(".py")
+    if module == "lab":
+        return                                               # may import all of the core
     floors = [floor.split() for floor in FLOORS]
     (own,) = (k for k, floor in enumerate(floors) if module in floor)
-    assert set(imports(file)) <= {module, *chain(*floors[:own])}
+    assert {name.split(".")[1] for name in imports(file)} <= {module, *chain(*floors[:own])}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_use_the_one_door_of_the_lab(path):
+    assert not re.findall(r"rumlib\.lab\.[a-z]\w*\.|from rumlib\.lab\.\w+ import", path.read_text())
 
 
 # -- Notebooks --------------------------------------------------------------------------------------------------------

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planted import echo, make_normed, recipe, same, tiny
+from planted import echo, make_model, make_normed, recipe, same, tiny
 from torch import nn
 
 import rumlib as rum
 from rumlib.algorithms.layers import layers
 from rumlib.algorithms.perturb import flatten, layer_of, marked, shares, top
+from rumlib.data import Batch
 from rumlib.train import MaskedParameter, descend, seeded
 
 options = dict(batch_size=10, clip=5.0, tolerance=None)
@@ -434,6 +435,17 @@ def test_similarity_to_the_source_opposes_forgetting(planted):
     plain, tied = (rum.TopK(sim_weight=weight, **settings)(planted.model, planted.forget, planted.retain)
                    for weight in (0.0, 5.0))
     assert rum.accuracy(plain, planted.forget) == 0 and rum.accuracy(tied, planted.forget) == 1
+
+
+def test_the_loss_of_the_repair_by_hand(planted):
+    """CE_r + sim_weight (KL(original, model) + KL(model, original)), of the predictions for the forget set."""
+    model, original = rum.build(make_model, 1), planted.model
+    forget, retain = (Batch(part.x, part.y, part.index) for part in (planted.forget, planted.retain))
+    p, q = (m(forget.x).double().softmax(1) for m in (original, model))
+    kl = (p * (p / q).log() + q * (q / p).log()).sum(1).mean()
+    found = rum.TopK(sim_weight=0.3).loss(model, original, forget, retain)
+    assert found.item() == pytest.approx((rum.xent(model, retain) + 0.3 * kl).item(), rel=1e-4)
+    assert rum.TopK().loss(model, original, None, retain) == rum.xent(model, retain)
 
 
 def test_it_chooses_its_weights_itself(planted):

@@ -11,7 +11,7 @@ import torch
 import rumlib as rum
 from rumlib.proxies import PROXIES, TRACED, curvature, symmetric_kl
 
-make_model = partial(rum.mlp, shape=(1, 4, 4), classes=3, hidden=(64,))
+make_model = partial(rum.models.mlp, shape=(1, 4, 4), classes=3, hidden=(64,))
 recipe = rum.Recipe(epochs=30, lr=0.1, batch_size=16)
 
 
@@ -27,7 +27,7 @@ def run():
     wrong[:108:9] = True
     everything = rum.Examples(x, torch.where(wrong, (y + 1) % 3, y))
     held_out, train = everything[123:], everything[:123]
-    trace, probe = rum.Trace(train), rum.Curvature(train)
+    trace, probe = rum.proxies.Trace(train), rum.proxies.Curvature(train)
     model = rum.fit(make_model, train, recipe, seed=0, trace=trace, probe=probe)
     return SimpleNamespace(train=train, held_out=held_out, wrong=wrong[:123], trace=trace, probe=probe, model=model)
 
@@ -61,7 +61,7 @@ def test_a_trace_holds_the_means_over_epochs():
     n, epochs = 10, 4
     examples = rum.Examples(torch.zeros(n, 1, 1, 1), torch.tensor(random.randint(0, 3, n)))
     z = random.randn(epochs, n, 3)
-    trace = rum.Trace(examples)
+    trace = rum.proxies.Trace(examples)
     for epoch in range(epochs):
         for rows in torch.randperm(n, generator=torch.Generator().manual_seed(epoch)).split(4):
             trace(rows, torch.tensor(z[epoch])[rows], examples.y[rows])
@@ -76,14 +76,14 @@ def test_a_trace_holds_the_means_over_epochs():
 
 def test_entropy_is_finite_where_probabilities_vanish():
     examples = rum.Examples(torch.zeros(1, 1, 1, 1), torch.tensor([0]))
-    trace = rum.Trace(examples)
+    trace = rum.proxies.Trace(examples)
     trace(torch.tensor([0]), torch.tensor([[500.0, -500.0, 0.0]]), examples.y)
     assert rum.proxy("entropy", trace).values.item() == 0
 
 
 def test_half_an_epoch_is_not_forgotten():
     examples = rum.Examples(torch.zeros(4, 1, 1, 1), torch.zeros(4, dtype=torch.long))
-    trace = rum.Trace(examples)
+    trace = rum.proxies.Trace(examples)
     for rows in ([0, 1, 2], [3, 0], [1, 0]):
         trace(torch.tensor(rows), torch.zeros(len(rows), 3), examples.y[rows])
     rum.proxy("confidence", trace)
@@ -92,7 +92,7 @@ def test_half_an_epoch_is_not_forgotten():
 
 def test_curvature_of_a_run_is_that_before_each_step(run):
     one_step = rum.Recipe(epochs=1, lr=0.1, batch_size=len(run.train))
-    probe = rum.Curvature(run.train)
+    probe = rum.proxies.Curvature(run.train)
     rum.fit(run.model, run.train, one_step, probe=probe)
     expected = curvature(run.model, run.train.x, run.train.y)
     torch.testing.assert_close(rum.proxy("loss_curvature", probe).values, expected, rtol=1e-3, atol=1e-6)
@@ -100,7 +100,7 @@ def test_curvature_of_a_run_is_that_before_each_step(run):
 
 
 def test_curvature_is_that_of_single_examples_with_batch_norm_too(run):
-    model = rum.fit(partial(rum.small_resnet, shape=(1, 4, 4), classes=3, widths=(4, 8)), run.train,
+    model = rum.fit(partial(rum.models.small_resnet, shape=(1, 4, 4), classes=3, widths=(4, 8)), run.train,
                     rum.Recipe(epochs=1, batch_size=30)).train()
     x, y = run.train.x[:9], run.train.y[:9]
     single = torch.cat([curvature(model, x[k:k + 1], y[k:k + 1]) for k in range(9)])
@@ -140,10 +140,55 @@ def test_a_wrong_call_is_refused(arguments, options, error, words, run):
         rum.proxy(name, *sources, **options)
 
 
-@pytest.mark.parametrize("kind, name", [(rum.Trace, "entropy"), (rum.Curvature, "loss_curvature")])
+@pytest.mark.parametrize("kind, name", [(rum.proxies.Trace, "entropy"), (rum.proxies.Curvature, "loss_curvature")])
 def test_what_has_not_been_watched_is_refused(kind, name, run):
     with pytest.raises(ValueError, match="has not seen 123 examples"):
         rum.proxy(name, kind(run.train))
+
+
+class Clock:
+    """A clock that moves on by one second whenever it is read."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        self.now += 1
+        return self.now
+
+
+def test_the_seconds_of_a_trace_and_of_a_probe_are_those_of_their_own_work(run, monkeypatch):
+    monkeypatch.setattr("rumlib.proxies.time", Clock())
+    trace, probe = rum.proxies.Trace(run.train), rum.proxies.Curvature(run.train)
+    rum.fit(run.model, run.train, rum.Recipe(epochs=2, batch_size=50), trace=trace, probe=probe)
+    assert trace.seconds == 2                                # once an epoch
+    assert probe.seconds == 2 * (3 + 1)                      # of an epoch three batches, and one flush
+
+
+def test_a_probe_waits_for_nothing_until_an_epoch_is_complete(run, monkeypatch):
+    """To copy from a GPU is to wait for it; the sums are those of each batch by itself."""
+    flushed = []
+    flush = rum.proxies.Curvature.flush
+    monkeypatch.setattr(rum.proxies.Curvature, "flush", lambda self: (flushed.append(len(self._waiting)), flush(self)))
+    probe, one_by_one = rum.proxies.Curvature(run.train), torch.zeros(len(run.train))
+
+    def both(model, x, y, rows):
+        probe(model, x, y, rows)
+        one_by_one.index_add_(0, rows, curvature(model, x, y))
+
+    rum.fit(run.model, run.train, rum.Recipe(epochs=2, batch_size=50), probe=both)
+    assert flushed == [3, 3] and torch.equal(probe.curvature, one_by_one) and (probe.seen == 2).all()
+
+
+def test_the_named_proxies_are_what_proxy_gives(run):
+    proxies = rum.proxies
+    for name in TRACED:
+        assert torch.equal(proxies.from_trace(name, run.trace).values, rum.proxy(name, run.trace).values)
+    assert torch.equal(proxies.loss_curvature(run.model, run.train).values,
+                       rum.proxy("loss_curvature", run.model, run.train).values)
+    short = rum.Recipe(epochs=1, batch_size=5)
+    assert torch.equal(proxies.holdout_retraining(run.model, run.train, run.held_out, recipe=short, seed=1).values,
+                       rum.proxy("holdout_retraining", run.model, run.train, holdout=run.held_out, recipe=short,
+                                 seed=1).values)
 
 
 # -- In a study -------------------------------------------------------------------------------------------------------
@@ -151,11 +196,11 @@ def test_what_has_not_been_watched_is_refused(kind, name, run):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    smoke = rum.profile("smoke")
+    smoke = rum.lab.profile("smoke")
     small = replace(smoke, name="tiny", options={**smoke.options, "n": 400, "n_test": 100}, set_size=40)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RUM_ENGINE", "serial")
-        yield rum.Study(small, quiet=True, home=tmp_path_factory.mktemp("home"))
+        yield rum.lab.Study(small, quiet=True, home=tmp_path_factory.mktemp("home"))
 
 
 @pytest.mark.parametrize("name", PROXIES)
@@ -200,8 +245,8 @@ def test_published_scores_line_up_with_the_examples(file, published, run):
     part = run.train[torch.tensor([100, 3, 57])]
     some = rum.Score.read(published.folder / file, "memorization", part, labels="labels")
     assert torch.equal(some.of(part), published.values[[100, 3, 57]])
-    hashed = rum.Score.read(published.folder / file, "memorization", run.train, labels_hash=rum.label_hash(run.train.y),
-                            name="theirs")
+    hashed = rum.Score.read(published.folder / file, "memorization", run.train, name="theirs",
+                            labels_hash=rum.data.label_hash(run.train.y))
     assert torch.equal(hashed.values, whole.values) and hashed.name == "theirs"
 
 
@@ -209,9 +254,9 @@ def test_the_label_hash_is_a_plain_sha256():
     from hashlib import sha256
 
     y = np.array([3, 0, 255, 7])
-    assert rum.label_hash(torch.tensor(y)) == sha256(y.astype("<i8").tobytes()).hexdigest()[:16]
-    assert rum.label_hash(torch.tensor(y, dtype=torch.int32)) == rum.label_hash(torch.tensor(y))
-    assert rum.label_hash(torch.tensor(y[::-1].copy())) != rum.label_hash(torch.tensor(y))
+    assert rum.data.label_hash(torch.tensor(y)) == sha256(y.astype("<i8").tobytes()).hexdigest()[:16]
+    assert rum.data.label_hash(torch.tensor(y, dtype=torch.int32)) == rum.data.label_hash(torch.tensor(y))
+    assert rum.data.label_hash(torch.tensor(y[::-1].copy())) != rum.data.label_hash(torch.tensor(y))
 
 
 def test_scores_in_another_order_are_refused(published, run):
@@ -221,7 +266,7 @@ def test_scores_in_another_order_are_refused(published, run):
     with pytest.raises(ValueError, match=r"another order.*labels of .* of 123 examples differ"):
         rum.Score.read(file, "memorization", shuffled, labels="labels")
     with pytest.raises(ValueError, match=r"another order.*hash to"):
-        rum.Score.read(file, "memorization", shuffled, labels_hash=rum.label_hash(run.train.y))
+        rum.Score.read(file, "memorization", shuffled, labels_hash=rum.data.label_hash(run.train.y))
 
 
 @pytest.mark.parametrize("key, options, words", [
@@ -267,11 +312,11 @@ def rotation(d):
 
 def test_entanglement_knows_no_place_direction_or_scale(clouds):
     r, s = clouds
-    value = rum.entanglement(r, s)
-    assert rum.entanglement(s, r) == pytest.approx(value)
+    value = rum.entanglement(s, r)
+    assert rum.entanglement(r, s) == value
     for change in (lambda x: x + 5, lambda x: x @ rotation(6), lambda x: 3 * x, lambda x: torch.cat([x, x])):
-        assert rum.entanglement(change(r), change(s)) == pytest.approx(value)
-    assert rum.entanglement(r, s + 10) < value
+        assert rum.entanglement(change(s), change(r)) == pytest.approx(value)
+    assert rum.entanglement(s + 10, r) < value
 
 
 def test_mmd_is_a_distance(clouds):
@@ -295,31 +340,31 @@ def test_mmd_never_holds_the_whole_kernel(clouds, monkeypatch):
 
 def test_neighbours_are_the_nearest(clouds):
     points, _ = clouds
-    found = rum.neighbours(points, 7, 5)
+    found = rum.scores.neighbours(points, 7, 5)
     distance = np.linalg.norm(points.numpy() - points[7].numpy(), axis=1)
     assert found.tolist() == sorted(np.argsort(distance)[:6].tolist()) and 7 in found
     twins = points[:1].repeat(10, 1)
-    assert 8 in rum.neighbours(twins, 8, 2)
+    assert 8 in rum.scores.neighbours(twins, 8, 2)
     with pytest.raises(ValueError, match=r"1\.\.79"):
-        rum.neighbours(points, 0, 80)
+        rum.scores.neighbours(points, 0, 80)
 
 
 def test_matched_sets_differ_in_entanglement_alone():
     random = torch.Generator().manual_seed(0)
     values, points = torch.rand(600, generator=random) ** 2, torch.randn(600, 5, generator=random)
     points[:, 0] *= 3
-    sets = rum.matched(values, points, 60)
+    sets = rum.scores.matched(values, points, 60)
     assert list(sets) == ["low", "medium", "high"]
     scores, means = [], []
     for rows in sets.values():
         assert len(rows.unique()) == 60 and (rows.diff() > 0).all()
         rest = torch.ones(600, dtype=torch.bool)
         rest[rows] = False
-        scores.append(rum.entanglement(points[rest], points[rows]))
+        scores.append(rum.entanglement(points[rows], points[rest]))
         means.append(values[rows].mean().item())
         quarters = torch.cat([values.sort().values[::150], torch.ones(1)])
         assert torch.histogram(values[rows], quarters).hist.tolist() == [15] * 4
     assert scores[0] < scores[1] / 2 < scores[2] / 4
     assert max(means) - min(means) < 0.02
     with pytest.raises(ValueError, match=r"20\.\.300"):
-        rum.matched(values, points, 301)
+        rum.scores.matched(values, points, 301)

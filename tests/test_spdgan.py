@@ -19,9 +19,9 @@ import rumlib as rum
 from rumlib.metrics import confidence
 from rumlib.spdgan import noisy, spread
 
-make_model = partial(rum.mlp, shape=(1, 8, 8), hidden=(64,))
+make_model = partial(rum.models.mlp, shape=(1, 8, 8), hidden=(64,))
 recipe = rum.Recipe(epochs=15, lr=0.1, batch_size=32, schedule="linear", warmup=0.1)
-quick = rum.SPDGAN(eps=32 / 255, epochs=4, lr=1e-3, batch_size=32)
+quick = rum.spdgan.SPDGAN(eps=32 / 255, epochs=4, lr=1e-3, batch_size=32)
 
 
 def images(n, channels=1, h=8, w=8, seed=0, classes=3):
@@ -31,7 +31,7 @@ def images(n, channels=1, h=8, w=8, seed=0, classes=3):
 
 
 def untrained(channels, eps, seed=0):
-    return rum.build(partial(rum.SPDGAN(eps=eps).untrained, channels), seed).eval()
+    return rum.models.build(partial(rum.spdgan.SPDGAN(eps=eps).untrained, channels), seed).eval()
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_a_trained_shift_keeps_its_bounds_on_all_data_and_moves(shift, digits):
 def test_without_eps_nothing_is_shifted_and_the_degree_is_the_gap_of_accuracies(digits):
     off = replace(quick, eps=0.0, epochs=1)(digits.source, digits.reference, digits.forget, quiet=True)
     assert torch.equal(off.of(digits.forget).x, digits.forget.x)
-    degree = rum.unlearning_degree(digits.source, digits.oracle, off.of(digits.forget), off.of(digits.test))
+    degree = rum.spdgan.unlearning_degree(digits.source, digits.oracle, off.of(digits.forget), off.of(digits.test))
     gaps = [rum.accuracy(digits.source, part) - rum.accuracy(digits.oracle, part)
             for part in (digits.forget, digits.test)]
     assert [degree.forget, degree.control] == [pytest.approx(gap, abs=1e-6) for gap in gaps]
@@ -96,10 +96,11 @@ def test_bytes_are_shifted_as_floats_are(shift, digits):
 
 
 def test_colour_images_of_32_pixels_as_bytes():
-    make = partial(rum.small_resnet, shape=(3, 32, 32), classes=3, widths=(4, 8))
+    make = partial(rum.models.small_resnet, shape=(3, 32, 32), classes=3, widths=(4, 8))
     data = images(6, 3, 32, 32)
     data = rum.Examples((data.x * 255).to(torch.uint8), data.y)
-    shifted = rum.SPDGAN(epochs=1)(rum.build(make, 0), rum.build(make, 1), data, quiet=True).of(data)
+    models = rum.models.build(make, 0), rum.models.build(make, 1)
+    shifted = rum.spdgan.SPDGAN(epochs=1)(*models, data, quiet=True).of(data)
     assert shifted.x.shape == (6, 3, 32, 32) and (shifted.x - data.x / 255).abs().max() <= 8 / 255 + 1e-6
 
 
@@ -162,7 +163,7 @@ def test_the_penalty_by_hand():
     y, W = torch.tensor([0, 1, 2, 0, 1]), torch.randn(3, 64, generator=random)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3, bias=False))
     model[1].weight.data = W
-    config = rum.SPDGAN(eps=0.5, tau=0.25, slight=2.0, move=3.0, keep=0.5)
+    config = rum.spdgan.SPDGAN(eps=0.5, tau=0.25, slight=2.0, move=3.0, keep=0.5)
     found = config.penalty(moved, SimpleNamespace(x=x, y=y), model, model, margin=4.0)
     change = (moved - x).flatten(1).numpy()
     excess = np.maximum(np.sqrt((change**2).sum(1)) - 0.25 * 0.5 * 8, 0).mean()
@@ -189,19 +190,20 @@ def test_the_degree_by_hand():
     forget, control = rum.Examples(answers(0, 1, 2, 0), [0, 1, 2, 1]), rum.Examples(answers(0, 1), [0, 1])
     other = echo(3)
     other.weight.data = torch.eye(3)[[0, 2, 1]]              # calls 1 what is 2, and the other way round
-    degree = rum.unlearning_degree(echo(3), other, forget, control)
+    degree = rum.spdgan.unlearning_degree(echo(3), other, forget, control)
     assert (degree.forget, degree.control, degree.adjusted) == (0.5, 0.5, 0)
     assert degree.forget_error == pytest.approx(np.std([0, 1, 1, 0], ddof=1) / 2)
     assert degree.adjusted_error == pytest.approx(math.hypot(degree.forget_error, degree.control_error))
-    loss = rum.unlearning_degree(echo(3), other, forget, control, of="loss")
+    loss = rum.spdgan.unlearning_degree(echo(3), other, forget, control, of="loss")
     assert loss.forget == pytest.approx(2.5)                 # logits of 5 against 0, for two of four
 
 
 @pytest.mark.parametrize("of", ["accuracy", "loss"])
 def test_equal_models_have_degree_0(of, shift, digits):
-    asked = rum.probes([shift], {"forget": digits.forget, "test": digits.test})
+    asked = rum.spdgan.probes([shift], {"forget": digits.forget, "test": digits.test})
     for sets in asked.values():
-        degree = rum.unlearning_degree(digits.source, copy.deepcopy(digits.source), sets["forget"], sets["test"], of=of)
+        twin = copy.deepcopy(digits.source)
+        degree = rum.spdgan.unlearning_degree(digits.source, twin, sets["forget"], sets["test"], of=of)
         assert (degree.forget, degree.control, degree.adjusted, degree.adjusted_error) == (0, 0, 0, 0)
 
 
@@ -210,8 +212,8 @@ def test_damage_looks_deep_and_its_adjusted_degree_is_0(digits):
     gone, control = digits.test[:250], digits.test[250:]
     worse = damaged(digits.source, (gone, digits.retain))
     shift = quick(digits.source, digits.reference, gone, quiet=True)
-    for sets in rum.probes([shift], {"forget": gone, "test": control}).values():
-        degree = rum.unlearning_degree(digits.source, worse, sets["forget"], sets["test"])
+    for sets in rum.spdgan.probes([shift], {"forget": gone, "test": control}).values():
+        degree = rum.spdgan.unlearning_degree(digits.source, worse, sets["forget"], sets["test"])
         assert degree.forget > 0.1 > degree.adjusted_error
         assert abs(degree.adjusted) < 2 * degree.adjusted_error
 
@@ -220,10 +222,11 @@ def test_what_was_known_by_heart_is_adjusted_for_by_the_retain_set(shift, digits
     """A source that memorizes has more to lose on its training data: damage is deeper than retraining, and the test set
     takes only a part of that away; the retain set all of it, and nothing from the retrained model."""
     worse = damaged(digits.source, (digits.forget, digits.retain))
-    asked = rum.probes([shift], {name: getattr(digits, name) for name in ("forget", "test", "retain")})["shifted 0"]
+    sets = {name: getattr(digits, name) for name in ("forget", "test", "retain")}
+    asked = rum.spdgan.probes([shift], sets)["shifted 0"]
 
     def degree(model, control):
-        return rum.unlearning_degree(digits.source, model, asked["forget"], asked[control])
+        return rum.spdgan.unlearning_degree(digits.source, model, asked["forget"], asked[control])
 
     assert degree(worse, "test").forget > degree(digits.oracle, "test").forget > 0.1              # the trap
     assert degree(worse, "test").adjusted > 2 * degree(worse, "test").adjusted_error
@@ -235,7 +238,7 @@ def test_what_was_known_by_heart_is_adjusted_for_by_the_retain_set(shift, digits
 
 def test_noise_is_as_long_as_the_shift_and_stays_in_range(shift, digits):
     sets = {"forget": digits.forget, "test": digits.test}
-    asked = rum.probes([shift, untrained(1, 0.1)], sets)
+    asked = rum.spdgan.probes([shift, untrained(1, 0.1)], sets)
     assert list(asked) == ["clean", "shifted 0", "noise 0", "shifted 1", "noise 1"]
     assert all(torch.equal(asked["clean"][name].x, part.x) for name, part in sets.items())
     for k in range(2):
@@ -244,7 +247,7 @@ def test_noise_is_as_long_as_the_shift_and_stays_in_range(shift, digits):
             torch.testing.assert_close(noise.norm(dim=1), way.norm(dim=1), rtol=1e-3, atol=1e-4)
             assert (asked[f"noise {k}"][name].x - 0.5).abs().max() <= 0.5
             assert torch.nn.functional.cosine_similarity(noise, way).abs().mean() < 0.5
-    again = rum.probes([shift], sets)["noise 0"]["forget"]
+    again = rum.spdgan.probes([shift], sets)["noise 0"]["forget"]
     assert torch.equal(again.x, asked["noise 0"]["forget"].x)
     other = noisy(digits.forget, shift.of(digits.forget), seed=1)
     assert not torch.equal(other.x, again.x)
@@ -254,11 +257,11 @@ def test_noise_is_as_long_as_the_shift_and_stays_in_range(shift, digits):
 
 
 @pytest.mark.parametrize("make, words", [
-    (lambda: rum.SPDGAN(eps=8), r"eps.*8.*by 255"),
-    (lambda: rum.SPDGAN(eps=-0.1), "eps.*-0.1"),
-    (lambda: rum.SPDGAN(epochs=0), "epochs"),
-    (lambda: rum.SPDGAN(lr=0), "lr"),
-    (lambda: rum.SPDGAN(keep=-1), "at least 0"),
+    (lambda: rum.spdgan.SPDGAN(eps=8), r"eps.*8.*by 255"),
+    (lambda: rum.spdgan.SPDGAN(eps=-0.1), "eps.*-0.1"),
+    (lambda: rum.spdgan.SPDGAN(epochs=0), "epochs"),
+    (lambda: rum.spdgan.SPDGAN(lr=0), "lr"),
+    (lambda: rum.spdgan.SPDGAN(keep=-1), "at least 0"),
 ], ids=["eps", "sign", "epochs", "lr", "keep"])
 def test_a_wrong_construction_is_refused(make, words):
     with pytest.raises(ValueError, match=words):
@@ -278,4 +281,4 @@ def test_images_that_cannot_be_shifted_are_refused(change, words, digits):
 
 def test_a_degree_of_something_else_is_refused(digits):
     with pytest.raises(ValueError, match="'f1'"):
-        rum.unlearning_degree(digits.source, digits.source, digits.forget, digits.test, of="f1")
+        rum.spdgan.unlearning_degree(digits.source, digits.source, digits.forget, digits.test, of="f1")

@@ -36,7 +36,7 @@ class Fails(rum.Finetune):
     limit: float = 1.0
     safe: tuple[int, ...] = ()
 
-    def __call__(self, model, forget, retain, *, seed=0, only=None):
+    def __call__(self, model, forget, retain, *, seed=0):
         risky = self.lr > self.limit and seed not in self.safe
         return replace(finetune, lr=1e30 if risky else self.lr)(model, forget, retain, seed=seed)
 
@@ -332,7 +332,7 @@ class Needs(rum.Finetune):
 
     path: str = ""
 
-    def __call__(self, model, forget, retain, *, seed=0, only=None):
+    def __call__(self, model, forget, retain, *, seed=0):
         if not Path(self.path).exists():
             raise torch.OutOfMemoryError("nothing left")
         with open(self.path, "a") as file:

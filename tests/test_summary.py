@@ -67,32 +67,63 @@ A, B = {"algorithm": "a"}, {"algorithm": "b"}
     ([0.9], [0.1], "open"),
 ])
 def test_the_verdict_is_where_the_interval_lies(a, b, verdict):
-    found = rum.contrast(rows(a=a, b=b), "tow", A, B)
+    found = rum.stats.contrast(rows(a=a, b=b), A, B, of="tow")
     assert found["verdict"] == verdict
     assert found["mean"] == pytest.approx(np.mean(np.subtract(a, b))) and found["n"] == len(a)
 
 
 def test_a_contrast_is_paired_by_seed_and_not_by_row():
     table = rows(a=[0.9, 0.5, 0.1], b=[0.8, 0.4, 0.0])
-    found = rum.contrast(table, "tow", A, B)
+    found = rum.stats.contrast(table, A, B, of="tow")
     assert found["low"] == pytest.approx(0.1) and found["high"] == pytest.approx(0.1)
-    assert rum.contrast(table.sample(frac=1, random_state=1), "tow", A, B) == pytest.approx(found)
+    assert rum.stats.contrast(table.sample(frac=1, random_state=1), A, B, of="tow") == pytest.approx(found)
 
 
 def test_several_rows_of_a_seed_are_averaged_first():
     table = pd.concat([rows(a=[0.2, 0.4], b=[0.1, 0.1]), rows(a=[0.4, 0.8])])
-    found = rum.contrast(table, "tow", A, B)
+    found = rum.stats.contrast(table, A, B, of="tow")
     assert found["n"] == 2 and found["mean"] == pytest.approx(0.35)
 
 
 def test_a_contrast_of_different_seeds_is_refused():
     with pytest.raises(ValueError, match="needs the same ones"):
-        rum.contrast(rows(a=[1, 2, 3], b=[1, 2]), "tow", A, B)
+        rum.stats.contrast(rows(a=[1, 2, 3], b=[1, 2]), A, B, of="tow")
     with pytest.raises(ValueError, match="needs the same ones"):
-        rum.contrast(rows(a=[1, 2, 3]), "tow", A, B)
+        rum.stats.contrast(rows(a=[1, 2, 3]), A, B, of="tow")
 
 
 def test_a_contrast_with_a_diverged_run_is_refused():
     """Its mean would be NaN and its verdict "open", as if the data were undecided."""
     with pytest.raises(ValueError, match="diverged"):
-        rum.contrast(rows(a=[0.9, None, 0.8], b=[0.1, 0.2, 0.1]), "tow", A, B)
+        rum.stats.contrast(rows(a=[0.9, None, 0.8], b=[0.1, 0.2, 0.1]), A, B, of="tow")
+
+
+# -- Equivalence ------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(-0.1, 0.1), min_size=2, max_size=12).filter(lambda v: np.std(v) > 1e-6))
+def test_the_two_one_sided_tests_are_scipys(differences):
+    found = rum.stats.equivalence(differences, margin=0.02)
+    above = stats.ttest_1samp(differences, -0.02, alternative="greater").pvalue
+    below = stats.ttest_1samp(differences, 0.02, alternative="less").pvalue
+    assert found["p"] == pytest.approx(max(above, below), abs=1e-9)
+    low, high = stats.t.interval(0.90, len(differences) - 1, np.mean(differences), stats.sem(differences))
+    inside = low > -0.02 and high < 0.02                     # the same test, as a 90 % interval
+    assert (found["verdict"] == "equivalent") == inside or found["p"] == pytest.approx(0.05, abs=1e-6)
+
+
+@pytest.mark.parametrize("differences, verdict", [
+    ([0.001, -0.002, 0.0015, 0.0], "equivalent"), ([0.010, 0.011, 0.009, 0.010], "equivalent"),
+    ([0.10, 0.12, 0.11, 0.09], "better"), ([-0.10, -0.12, -0.11, -0.09], "worse"), ([0.1, -0.1, 0.05], "inconclusive"),
+    ([0.0], "inconclusive"), ([0.01, 0.01], "equivalent"), ([0.05, 0.05], "better"), ([0.02, 0.02], "better"),
+])
+def test_what_is_said_of_differences(differences, verdict):
+    found = rum.stats.equivalence(differences)
+    assert found["verdict"] == verdict and found["n"] == len(differences)
+
+
+def test_a_stricter_level_needs_more():
+    differences = [0.005, -0.01, 0.012, 0.0]
+    assert rum.stats.equivalence(differences, level=0.9)["verdict"] == "equivalent"
+    assert rum.stats.equivalence(differences, level=0.99)["verdict"] == "inconclusive"
+    assert rum.stats.equivalence(differences, margin=0.2, level=0.99)["verdict"] == "equivalent"

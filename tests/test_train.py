@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,11 @@ from torch import nn
 from torchvision.models import resnet18 as torchvision_resnet18
 
 import rumlib as rum
+from rumlib.data import shuffled
+from rumlib.device import derive_seed, seeded
 from rumlib.ensemble import Stacked, fits_stacking
-from rumlib.models import build, describe, resnet18
-from rumlib.train import derive_seed, descend, seeded, shuffled
+from rumlib.models import build, describe, normalizing_one, resnet18
+from rumlib.train import descend
 
 short = rum.Recipe(epochs=3, lr=0.1, batch_size=16, schedule="linear")
 
@@ -111,6 +114,113 @@ def test_only_the_marked_weights_learn(planted):
     for (name, new), old in zip(model.named_parameters(), planted.model.parameters(), strict=True):
         assert torch.equal(new[~only[name]], old[~only[name]])
         assert (new[only[name]] != old[only[name]]).all()
+
+
+# -- One example, and tokens ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("graphs", ["on", "off"])
+@pytest.mark.parametrize("algorithm", [rum.NegGrad(epochs=5, lr=1e-3), rum.NegGradPlus(epochs=1, batch_size=16),
+                                       rum.Finetune(epochs=1, batch_size=16)], ids=lambda a: type(a).__name__)
+def test_one_example_is_unlearned_from_a_model_with_batch_norm(algorithm, graphs, planted, monkeypatch):
+    monkeypatch.setenv("RUM_GRAPHS", graphs)
+    data = tiny(planted.train, 60)
+    model = rum.fit(make_normed, data, short)
+    unlearned = algorithm(model, data[:1], data[1:])
+    assert not same(model, unlearned)
+    assert all(p.isfinite().all() for p in unlearned.state_dict().values())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in unlearned.modules())
+
+
+def test_one_example_trains_with_the_running_statistics(planted):
+    """As torch's own layers do in eval mode; the statistics stay, and so does the mode of every layer."""
+    one, model = tiny(planted.train, 1), build(make_normed, 0)
+    trained = rum.fit(make_normed, one, replace(short, epochs=1, batch_size=1))
+    theirs = copy.deepcopy(model)
+    for layer in theirs.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean += 0.3
+    ours = copy.deepcopy(theirs).train()
+    seen = []
+    with normalizing_one(ours):
+        for module in (ours, ours[2].bn1):
+            module.register_forward_hook(lambda module, *_: seen.append(module.training))
+        logits = ours(one.x)
+    expected = theirs.train()
+    wide = [layer for layer in expected.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for layer in wide[1:]:                                   # the first sees 2x2 values, which have a variance
+        layer.eval()
+    torch.testing.assert_close(logits, expected(one.x), rtol=0, atol=0)
+    assert all(module.training for module in ours.modules()) and seen == [False, True]
+    assert same(ours, expected) and not same(trained, model)
+
+
+def test_other_batches_are_normalised_as_ever_after_a_batch_of_one(planted):
+    data, (ours, theirs) = tiny(planted.train, 9), (build(make_normed, 0).train() for _ in range(2))
+    with normalizing_one(ours):
+        ours(data.x[:1])
+        theirs.load_state_dict(ours.state_dict())
+        assert torch.equal(ours(data.x), theirs(data.x)) and same(ours, theirs)
+        with pytest.raises(RuntimeError):
+            ours(data.x[:1].expand(1, 2, 2, 2))              # fails inside
+    assert all(module.training for module in ours.modules())
+
+
+class Words(nn.Module):
+    """Tokens (n, 4) to three classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(2000, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        assert x.dtype in (torch.int32, torch.int64)
+        return self.head(self.embedding(x).mean(1))
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_tokens_train_and_unlearn(dtype, amp):
+    """A token above 256 names the class: bf16 would not know it from the next one."""
+    y = torch.arange(120) % 3
+    noise = torch.randint(0, 1000, (120, 4), generator=torch.Generator().manual_seed(0))
+    noise[:, 0] = 1501 + y
+    data = rum.Examples(noise.to(dtype), y)
+    model = rum.fit(Words, data, rum.Recipe(epochs=30, lr=0.5, batch_size=16, amp=amp))
+    assert rum.accuracy(model, data) > 0.95 and rum.features(model, data).shape == (120, 8)
+    forget, retain = data.split(torch.arange(120) < 6)
+    unlearned = rum.NegGradPlus(epochs=2, amp=amp)(model, forget, retain)
+    assert rum.predict(unlearned, forget).shape == (6, 3) and not same(unlearned, model)
+
+
+# -- Factories --------------------------------------------------------------------------------------------------------
+
+
+def test_a_factory_that_returns_one_model_leaves_it_alone(planted):
+    before = copy.deepcopy(planted.model)
+    subsets = [torch.arange(9)] * 2
+    for make in (lambda: planted.model, lambda: nn.Sequential(planted.model[:3], build(make_model, 1)[3:])):
+        with pytest.raises(ValueError, match="same weights each time"):
+            rum.fit(make, planted.train, short)
+        with pytest.raises(ValueError, match="same weights each time"):
+            rum.fit_many(make, planted.train, subsets, short, seeds=[1, 2])
+    assert same(planted.model, before) and not planted.model.training
+
+
+def test_a_factory_that_starts_from_a_copy_or_ties_its_weights_is_one(planted):
+    def tied():
+        model = nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.Linear(16, 3))
+        model[3].weight = model[1].weight
+        return model
+
+    def reads():                                             # what the meta device cannot do
+        model = build(make_model, 0)
+        return model if model[2].weight.sum().item() else None
+
+    for make in (tied, reads, lambda: copy.deepcopy(planted.model)):
+        before = torch.random.get_rng_state()
+        assert rum.fit(make, planted.train, short)[2] is not planted.model[2]
+        assert torch.equal(torch.random.get_rng_state(), before)
 
 
 # -- Batches ----------------------------------------------------------------------------------------------------------
@@ -271,6 +381,22 @@ def test_cost_counts_every_stacked_model(planted):
 def test_derived_seeds_are_the_same_everywhere():
     assert derive_seed(0, "order") == 53_803_136_683_444_137
     assert len({derive_seed(seed, name, k) for seed in (0, 1) for name in "ab" for k in range(5)}) == 20
+
+
+@pytest.mark.parametrize("three", [np.int64(3), np.uint8(3), np.array(3), torch.tensor(3), torch.tensor([3])], ids=repr)
+def test_a_seed_is_its_number_whatever_holds_it(three, planted):
+    assert derive_seed(three, "order", three) == derive_seed(3, "order", 3)
+    assert same(build(make_model, three), build(make_model, 3))
+    assert same(*(rum.fit(make_model, planted.train, short, seed=seed) for seed in (three, 3)))
+    assert torch.equal(rum.gaussians(5, 5, seed=three)[0].x, rum.gaussians(5, 5, seed=3)[0].x)
+    assert rum.load("digits", n=5, seed=three)[0].digest == rum.load("digits", n=5, seed=3)[0].digest
+    assert same(*(rum.fit_many(make_model, planted.train, [torch.arange(20)], short, seeds=[seed])[0]
+                  for seed in (three, 3)))
+
+
+def test_negative_and_large_seeds_are_seeds():
+    assert len({derive_seed(seed, "order") for seed in (-1, 1, 2**40, 2**64 - 1)}) == 4
+    assert not same(build(make_model, -1), build(make_model, 1))
 
 
 def test_a_seeded_block_leaves_the_random_state_even_when_it_fails():

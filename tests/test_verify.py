@@ -12,12 +12,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from rumlib.lab.verify import TOLERANCE, compare, distance, draw, explain, main, rebuilt, things, verify
 
 import rumlib as rum
 from rumlib.lab import memo
 from rumlib.lab.check import survey
 from rumlib.lab.memo import digest_of
-from rumlib.lab.verify import TOLERANCE, compare, distance, draw, explain, main, rebuilt, things, verify
 
 TINY = replace(
     rum.profile("smoke"), name="tiny", options=dict(n=150, n_test=60), make_model=partial(rum.mlp, hidden=(8,)),

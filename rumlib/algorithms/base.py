@@ -9,6 +9,9 @@ new one. Most are subclasses of `Algorithm` and hold their hyper-parameters as f
 
         def loss(self, model, original, forget, retain):
             ...
+
+In the formulas of this package, CE is the cross-entropy averaged over a batch; _f and _r stand for forget and retain
+set; theta are the weights.
 """
 
 from __future__ import annotations
@@ -17,35 +20,35 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
+from math import inf
+from numbers import Integral, Real
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rumlib.data import Examples
+from rumlib.data import Batch, Examples, batch_count, check_disjoint, shuffled
 from rumlib.graphs import recordable
 from rumlib.models import Factory, describe
-from rumlib.train import (
-    Batch,
-    Recipe,
-    batch_count,
-    check_compatible,
-    count_passes,
-    descend,
-    fit,
-    predict,
-    seeded,
-    shuffled,
-)
+from rumlib.train import Recipe, check_compatible, count_passes, descend, fit, predict, seeded
 
 
 @dataclass(frozen=True)
 class Algorithm:
     """Unlearning by descent on a loss. The fields are the hyper-parameters, the repr is the identity of a run.
 
-    A subclass writes `loss`, and `batches` where an epoch is not "one step per retain batch, each paired with a
-    forget batch". Defaults of the fields follow the official code (SGD with momentum 0.9 and weight decay 5e-4,
-    constant learning rate).
+    epochs        passes over the data, as `batches` lays them out (by default over the retain set)
+    lr            learning rate of SGD, above 0
+    batch_size    examples per step; of each set, where a step sees both
+    momentum      of SGD, as are
+    weight_decay  (added to the gradient: lr * weight_decay * theta per step)
+    schedule      of the learning rate, clip: largest norm of the gradient, amp: bf16 autocast (see `rumlib.Recipe`)
+
+    The defaults follow the official code of RUM (arXiv 2406.01257): SGD with momentum 0.9 and weight decay 5e-4,
+    constant learning rate. A subclass writes `loss`, and `batches` and `steps` where an epoch is not "one step per
+    retain batch, each paired with a forget batch". `seed_name` is what the seeds of its random numbers derive from: a
+    subclass that names none draws as its base does, and renaming a class changes no number.
     """
 
     epochs: int = 5
@@ -57,6 +60,8 @@ class Algorithm:
     clip: float | None = None
     amp: bool = False
 
+    seed_name: ClassVar[str] = "Algorithm"
+
     def __post_init__(self):
         self.recipe()                                        # refuses impossible values
 
@@ -64,14 +69,23 @@ class Algorithm:
         return Recipe(epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, momentum=self.momentum,
                       weight_decay=self.weight_decay, schedule=self.schedule, clip=self.clip, amp=self.amp)
 
-    def __call__(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0,
-                 only: dict[str, Tensor] | None = None, start: nn.Module | None = None) -> nn.Module:
-        """A new model without `forget`. `only` restricts learning to some weights (see `rumlib.train.descend`);
-        `start` is the model that learning starts from, if not from `model`."""
+    def __call__(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> nn.Module:
+        """A new model without `forget`, in eval mode; `model` is left as it was.
+
+        Raises ValueError or TypeError, before anything is trained, for what `validate_inputs` refuses;
+        FloatingPointError if the weights diverge.
+        """
         validate_inputs(model, forget, retain)
+        return self.unlearn(model, forget, retain, seed=seed)
+
+    def unlearn(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int,
+                only: dict[str, Tensor] | None = None, start: nn.Module | None = None) -> nn.Module:
+        """What a call does with inputs that are valid, for algorithms made of this one. `only` restricts learning to
+        some weights (see `rumlib.train.descend`); learning starts from `start`, if not from `model`."""
+        check_mask(model, only)
         original = copy.deepcopy(model).eval().requires_grad_(False)
         student = copy.deepcopy(model if start is None else start)
-        with seeded(seed, type(self).__name__) as random:
+        with seeded(seed, self.seed_name) as random:
             prepared = self.prepare(original, forget, retain)
 
             def stream():
@@ -142,25 +156,37 @@ def count(examples: Examples, batch_size: int) -> int:
 
 @dataclass(frozen=True)
 class Keep:
-    """Do nothing: what RUM does to examples that the model would classify the same without having seen them."""
+    """Do nothing: what RUM does to examples that the model would classify the same without having seen them.
 
-    def __call__(self, model, forget, retain, *, seed=0):
+    Source: arXiv 2406.01257, section 5: the step for the least memorized part.
+    """
+
+    def __call__(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> nn.Module:
         validate_inputs(model, forget, retain)
         return copy.deepcopy(model).eval()
 
 
 @dataclass(frozen=True, repr=False)
 class Retrain:
-    """Train anew on the retain set: the oracle that all others are measured against."""
+    """Train anew on the retain set: the oracle that all others are measured against.
+
+    make_model  a function that makes an untrained model
+    recipe      how it is trained: the `rumlib.Recipe` of the original, for a fair comparison
+
+    Raises TypeError for a model in place of the factory, ValueError for a factory whose models share their weights.
+    """
 
     make_model: Factory
     recipe: Recipe
 
     def __post_init__(self):
-        if isinstance(self.make_model, nn.Module):
-            raise TypeError("Retrain needs a factory, a function that makes a new model, and not a trained model")
+        if isinstance(self.make_model, nn.Module) or not callable(self.make_model):
+            raise TypeError(f"Retrain needs a factory, a function that makes a new model, and not a trained model; "
+                            f"got a {type(self.make_model).__name__}")
+        if not isinstance(self.recipe, Recipe):
+            raise TypeError(f"Retrain needs the Recipe of the original, e.g. Recipe(epochs=30); got {self.recipe!r}")
 
-    def __call__(self, model, forget, retain, *, seed=0):
+    def __call__(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> nn.Module:
         validate_inputs(model, forget, retain)
         return fit(self.make_model, retain, self.recipe, seed=seed)
 
@@ -168,12 +194,51 @@ class Retrain:
         return f"Retrain({describe(self.make_model)}, {self.recipe})"
 
 
+# -- What is refused --------------------------------------------------------------------------------------------------
+
+
 def validate_inputs(model: nn.Module, forget: Examples, retain: Examples) -> None:
-    """Refuse, before anything is trained, what cannot be unlearned."""
+    """Refuse, before anything is trained, what cannot be unlearned.
+
+    Raises TypeError for sets that are not `Examples`; ValueError for an empty set, for one that the model cannot take
+    (see `rumlib.train.check_compatible`), and for a retain set that still holds examples of the forget set.
+    """
     for name, examples in (("forget", forget), ("retain", retain)):
-        if not len(examples):
-            raise ValueError(f"the {name} set is empty")
-        check_compatible(model, examples)
+        if not isinstance(examples, Examples):
+            raise TypeError(f"the {name} set must be Examples, e.g. Examples(x, y); got {type(examples).__name__}")
+        check_compatible(model, examples, f"the {name} set")
+    check_disjoint(forget, retain)
+
+
+def check_fields(owner: object, **rules: str) -> None:
+    """Raise ValueError for a field of `owner` that is not in its interval: ``alpha="[0, 1]"``, for a whole number
+    ``k="int [1, inf)"``, and with " or None" at the end where None is allowed."""
+    for name, rule in rules.items():
+        value, optional = getattr(owner, name), " or None" * rule.endswith(" or None")
+        interval = rule.removesuffix(optional).removeprefix("int ")
+        low, high = map(float, interval[1:-1].split(","))
+        kind, called = (Integral, "a whole number") if rule.startswith("int ") else (Real, "a number")
+        inside = (isinstance(value, kind) and not isinstance(value, bool)
+                  and (low < value or (low == value and interval[0] == "["))
+                  and (value < high or (value == high and interval[-1] == "]")))
+        if not inside and not (value is None and optional):
+            bound = f"{'at least' if interval[0] == '[' else 'above'} {low:g}" if high == inf else f"in {interval}"
+            raise ValueError(f"{type(owner).__name__}: {name} must be {called} {bound}{optional}; got {name}={value!r}")
+
+
+def check_choice(owner: object, **known: tuple) -> None:
+    """Raise ValueError for a field of `owner` that is none of the values known."""
+    for name, values in known.items():
+        if getattr(owner, name) not in values:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, values))}; got {getattr(owner, name)!r}")
+
+
+def check_mask(model: nn.Module, only: dict[str, Tensor] | None) -> None:
+    """Raise ValueError for a mask that was made for another model."""
+    for name, p in model.named_parameters() if only is not None else ():
+        if p.requires_grad and (name not in only or only[name].shape != p.shape):
+            raise ValueError(f"the mask is that of another model: it has nothing of shape {tuple(p.shape)} for the "
+                             f"weights {name!r}")
 
 
 def official(compat: str | None) -> bool:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rumlib.algorithms.base import Algorithm, count, validate_inputs, xent
+from rumlib.algorithms.base import Algorithm, check_fields, count, xent
 from rumlib.data import Examples, as_input
 from rumlib.graphs import recordable
 from rumlib.train import predict, seeded
@@ -17,7 +17,9 @@ from rumlib.train import predict, seeded
 
 @dataclass(frozen=True)
 class Boundary(Algorithm):
-    """Fine-tuning on the forget set alone, under the labels that `prepare` gives it."""
+    """Fine-tuning on the forget set alone, under the labels that `prepare` gives it: CE_f of those labels."""
+
+    seed_name = "Boundary"
 
     def batches(self, forget, retain, epoch):
         for batch in epoch.shuffled(Examples(forget.x, epoch.prepared, forget.index)):
@@ -35,11 +37,20 @@ class Boundary(Algorithm):
 class BoundaryShrink(Boundary):
     """Give each forgotten example to the wrong class nearest to it.
 
-    That is the wrong class most probable after one signed gradient step of size `bound` that raises the loss of the
-    original model. Chen et al., CVPR 2023.
+    That is the wrong class most probable after one signed gradient step that raises the loss of the original model.
+
+    bound  size of that step, in units of the images, at least 0
+
+    Source: Chen et al., CVPR 2023 (arXiv 2303.11570).
     """
 
     bound: float = 0.1
+
+    seed_name = "BoundaryShrink"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_fields(self, bound="[0, inf)")
 
     def prepare(self, original, forget, retain):
         return nearest_wrong(original, forget, self.bound)
@@ -49,11 +60,14 @@ class BoundaryShrink(Boundary):
 class BoundaryExpand(Boundary):
     """Give the forget set to a new class, learned as one more output, and take that output away again.
 
-    Chen et al., CVPR 2023. The last linear layer must be the one that gives the logits.
+    Raises ValueError where the last linear layer is not the one that gives the logits.
+
+    Source: Chen et al., CVPR 2023 (arXiv 2303.11570).
     """
 
-    def __call__(self, model, forget, retain, *, seed=0, only=None):
-        validate_inputs(model, forget, retain)
+    seed_name = "BoundaryExpand"
+
+    def unlearn(self, model, forget, retain, *, seed, only=None, start=None):
         if only is not None:
             raise ValueError("BoundaryExpand adds weights, so that a mask over the weights of the model cannot hold")
         name, head = output_layer(model, classes=predict(model, forget[:2]).shape[1])
@@ -62,7 +76,7 @@ class BoundaryExpand(Boundary):
         expanded = copy.deepcopy(model)
         expanded.set_submodule(name, wider)
         copy_rows(head, wider)
-        learned = super().__call__(expanded, forget, retain, seed=seed)
+        learned = super().unlearn(expanded, forget, retain, seed=seed)
         unlearned = copy.deepcopy(model).eval()
         unlearned.load_state_dict({key: value for key, value in learned.state_dict().items()
                                    if not key.startswith(f"{name}.")}, strict=False)

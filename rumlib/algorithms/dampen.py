@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rumlib.algorithms.base import validate_inputs
+from rumlib.algorithms.base import check_fields, validate_inputs
 from rumlib.algorithms.weights import Weights, chunks, squared_gradients, trainable
 from rumlib.data import Examples
 from rumlib.train import count_examples, predict, seeded
@@ -19,18 +19,23 @@ from rumlib.train import count_examples, predict, seeded
 class SSD:
     """Selective synaptic dampening: shrink the weights that matter far more to the forget set than to all data.
 
-    Where I_f > alpha I_D: theta *= min(1, dampening I_D / I_f), with I the `importance` of a weight, I_f for the forget
-    set and I_D for forget and retain set together. Foster et al., AAAI 2024; defaults as in the published code of class
-    unlearning by SVD (TMLR 2024).
+    Where I_f > alpha I_D: theta *= min(1, lambda I_D / I_f), with I the `importance` of a weight, I_f for the forget
+    set and I_D for forget and retain set together. Nothing is drawn: `seed` has no effect.
+
+    alpha       how many times as important a weight must be to the forget set, above 0
+    dampening   lambda, at least 0: the smaller, the more the weights chosen shrink
+    batch_size  examples whose mean loss has one gradient
+
+    Source: Foster et al., AAAI 2024 (arXiv 2308.07707); defaults as in the official code of class unlearning by SVD
+    (arXiv 2312.00761).
     """
 
     alpha: float = 10.0
-    dampening: float = 1.0                                   # lambda in the paper
+    dampening: float = 1.0
     batch_size: int = 64
 
     def __post_init__(self):
-        if self.alpha <= 0 or self.dampening < 0 or self.batch_size < 1:
-            raise ValueError(f"alpha must be positive, dampening at least 0, batch_size at least 1; got {self}")
+        check_fields(self, alpha="(0, inf)", dampening="[0, inf)", batch_size="int [1, inf)")
 
     def __call__(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> nn.Module:
         validate_inputs(model, forget, retain)
@@ -48,17 +53,21 @@ class Fisher:
     """Fisher forgetting: noise on every weight, strong where the retain set would not notice.
 
     theta + alpha F^(-1/4) epsilon, epsilon standard normal, F the diagonal of the Fisher information of the retain set
-    with one label per example drawn from the model, at least `floor`. Golatkar et al., CVPR 2020 (alpha^4 = lambda
-    sigma^2 there).
+    with one label per example drawn from the model.
+
+    alpha  how strong the noise is, at least 0 (alpha^4 = lambda sigma^2 in the paper)
+    floor  least value of F, above 0
+    chunk  examples whose gradients are held at a time
+
+    Source: Golatkar et al., CVPR 2020 (arXiv 1911.04933).
     """
 
     alpha: float = 2e-3
     floor: float = 1e-8
-    chunk: int = 64                                          # per-example gradients held at a time
+    chunk: int = 64
 
     def __post_init__(self):
-        if self.alpha < 0 or self.floor <= 0 or self.chunk < 1:
-            raise ValueError(f"alpha must be at least 0, floor positive and chunk at least 1; got {self}")
+        check_fields(self, alpha="[0, inf)", floor="(0, inf)", chunk="int [1, inf)")
 
     def __call__(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> nn.Module:
         validate_inputs(model, forget, retain)

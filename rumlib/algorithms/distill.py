@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rumlib.algorithms.base import Algorithm, count
+from rumlib.algorithms.base import Algorithm, check_fields, count
 from rumlib.graphs import recordable
 
 
@@ -16,8 +16,16 @@ from rumlib.graphs import recordable
 class Scrub(Algorithm):
     """Leave the teacher on the forget set, stay with it on the retain set.
 
-    Each of the first `max_steps` epochs begins with a pass over the forget set that maximises KL(teacher, student);
-    every epoch ends with a pass over the retain set that minimises gamma CE + beta KL. Kurmanji et al., NeurIPS 2023.
+    The teacher w_o is the original model, the student w_u the new one; d(x) = T^2 KL(p(x; w_o), p(x; w_u)) of their
+    predictions softened by the temperature T. Each of the first `max_steps` epochs begins with a pass over the forget
+    set that minimises -d; every epoch ends with one over the retain set that minimises gamma CE_r + beta d.
+
+    beta         weight of staying with the teacher on the retain set, at least 0
+    gamma        weight of the cross-entropy there, at least 0
+    max_steps    how many epochs begin with a pass over the forget set
+    temperature  T, above 0
+
+    Source: Kurmanji et al., NeurIPS 2023 (arXiv 2302.09880); the defaults are those of the official code of RUM.
     """
 
     lr: float = 5e-3
@@ -26,10 +34,11 @@ class Scrub(Algorithm):
     max_steps: int = 5
     temperature: float = 4.0
 
+    seed_name = "Scrub"
+
     def __post_init__(self):
         super().__post_init__()
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive; got {self.temperature}")
+        check_fields(self, beta="[0, inf)", gamma="[0, inf)", max_steps="int [0, inf)", temperature="(0, inf)")
 
     def batches(self, forget, retain, epoch):
         if epoch.number < self.max_steps:

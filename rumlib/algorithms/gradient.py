@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rumlib.algorithms.base import Algorithm, count, xent
+import torch
+
+from rumlib.algorithms.base import Algorithm, check_fields, count, xent
 from rumlib.graphs import recordable
 
 
 @dataclass(frozen=True)
 class Finetune(Algorithm):
-    """Train on with the retain set, and let the forget set fade.
+    """Train on with the retain set, and let the forget set fade: CE_r.
 
-    Cross-entropy of the retain set; baseline of the NeurIPS 2024 paper (10 epochs, lr 0.01 to 0.1 there).
+    Source: a baseline of RUM (arXiv 2406.01257, appendix A.2: 10 epochs, lr 0.01 to 0.1).
     """
+
+    seed_name = "Finetune"
 
     def batches(self, forget, retain, epoch):
         for batch in epoch.shuffled(retain):
@@ -28,10 +32,20 @@ class Finetune(Algorithm):
 class L1Sparse(Algorithm):
     """Fine-tune under a sparsity penalty that fades out: sparse models are said to unlearn more easily.
 
-    CE_r + alpha (1 - e/E) |theta|_1 over all weights, e the epoch from 0. Jia et al., NeurIPS 2023.
+    CE_r + alpha (1 - e/E) |theta|_1 over all weights, in epoch e = 0, ..., E - 1.
+
+    alpha  weight of the penalty, at least 0 (RUM: 1e-6 to 1e-4)
+
+    Source: Jia et al., NeurIPS 2023 (arXiv 2304.04934); the fading as in the official code of RUM.
     """
 
     alpha: float = 1e-4
+
+    seed_name = "L1Sparse"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_fields(self, alpha="[0, inf)")
 
     def batches(self, forget, retain, epoch):
         for batch in epoch.shuffled(retain):
@@ -39,14 +53,20 @@ class L1Sparse(Algorithm):
 
     @recordable
     def loss(self, model, original, strength, retain):
-        return xent(model, retain) + strength * sum(p.abs().sum() for p in model.parameters())
+        norms = torch._foreach_norm(list(model.parameters()), 1)             # together: each alone is a kernel on a GPU
+        return xent(model, retain) + strength * torch.stack(norms).sum()
 
 
 @dataclass(frozen=True)
 class NegGrad(Algorithm):
-    """Climb the loss of the forget set, and look at nothing else: -CE_f. Golatkar et al., CVPR 2020."""
+    """Climb the loss of the forget set, and look at nothing else: -CE_f.
+
+    Source: Golatkar et al., CVPR 2020 (arXiv 1911.04933).
+    """
 
     lr: float = 1e-4
+
+    seed_name = "NegGrad"
 
     def batches(self, forget, retain, epoch):
         for batch in epoch.shuffled(forget):
@@ -64,15 +84,20 @@ class NegGrad(Algorithm):
 class NegGradPlus(Algorithm):
     """Climb the loss of the forget set while descending that of the retain set.
 
-    alpha CE_r - (1 - alpha) CE_f, one step per retain batch. Kurmanji et al., NeurIPS 2023.
+    alpha CE_r - (1 - alpha) CE_f, one step per retain batch, each paired with a forget batch.
+
+    alpha  weight of the retain set against the forget set, in [0, 1]; 1 is fine-tuning (RUM: 0.85 to 0.99)
+
+    Source: Kurmanji et al., NeurIPS 2023 (arXiv 2302.09880).
     """
 
     alpha: float = 0.95
 
+    seed_name = "NegGradPlus"
+
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha weighs retain against forget loss, in [0, 1]; got {self.alpha}")
+        check_fields(self, alpha="[0, 1]")
 
     @recordable
     def loss(self, model, original, forget, retain):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rumlib.algorithms.base import validate_inputs
+from rumlib.algorithms.base import check_fields, validate_inputs
 from rumlib.algorithms.weights import mean_gradient, slopes, trainable, unflatten, weighted_gradient
 from rumlib.data import Examples
 
@@ -17,10 +17,10 @@ from rumlib.data import Examples
 class InfluenceUnlearning:
     """Undo the influence of the forget set on the weights: theta + alpha F^-1 v, one step and no training.
 
-    v = |S|/N (mean gradient of forget set - mean gradient of retain set), F the empirical Fisher information of
-    `samples` retain examples, its inverse applied by the WoodFisher recursion (Singh and Alistarh, NeurIPS 2020; Izzo
-    et al., AISTATS 2021; row "IU" of the NeurIPS 2024 paper).
+    v = |S|/N (mean gradient of forget set - mean gradient of retain set), N = |S| + |R|, F the empirical Fisher
+    information of `samples` retain examples, its inverse applied by the WoodFisher recursion.
 
+    alpha    factor of the step, finite (RUM: 1 to 100)
     samples  the first retain examples by position; 1002 because the published loop breaks at its index 1001
     n        the constant of the recursion, whatever `samples` is: so published
     exact    the recursion never leaves the direction of the first gradient: it corrects v along that one alone. True
@@ -28,6 +28,10 @@ class InfluenceUnlearning:
     chunk    examples at a time: memory grows with it and not with `samples`
 
     The model is evaluated in eval mode; BatchNorm statistics stay as they are. Nothing is drawn: `seed` has no effect.
+    Raises FloatingPointError for a step that is not finite.
+
+    Source: Izzo et al., AISTATS 2021 (arXiv 2002.10077); the recursion of Singh and Alistarh, NeurIPS 2020 (arXiv
+    2004.14340); row "IU" of RUM (arXiv 2406.01257).
     """
 
     alpha: float = 10.0
@@ -37,8 +41,7 @@ class InfluenceUnlearning:
     chunk: int = 128
 
     def __post_init__(self):
-        if self.samples < 1 or self.n < 1 or self.chunk < 1:
-            raise ValueError(f"samples, n and chunk must be at least 1; got {self}")
+        check_fields(self, alpha="(-inf, inf)", samples="int [1, inf)", n="int [1, inf)", chunk="int [1, inf)")
 
     def __call__(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> nn.Module:
         validate_inputs(model, forget, retain)
@@ -84,8 +87,3 @@ class InfluenceUnlearning:
             before, size = size, rest @ rest
             way = rest + size / before * way
         return k
-
-
-# -- Gradients of many single examples at once ------------------------------------------------------------------------
-
-

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rumlib.algorithms.base import validate_inputs
+from rumlib.algorithms.base import check_fields
 from rumlib.algorithms.gradient import Finetune
 from rumlib.graphs import recordable
 from rumlib.train import seeded
@@ -21,19 +21,25 @@ class LastLayers(Finetune):
     """Train the last k layers on the retain set: from where they are ("catastrophically forgetting", CF-k), or with
     `exact` from new weights ("exact unlearning", EU-k). All else stays as it is, BatchNorm statistics included.
 
-    A layer is a module with weights of its own, together with the normalisation after it. Goel et al., 2022.
+    k      how many layers are trained, at least 1. A layer is a module with weights of its own, together with the
+           normalisation after it
+    exact  whether they begin from new weights
+
+    Raises ValueError for a model with fewer layers.
+
+    Source: Goel et al., 2022 (arXiv 2201.06640).
     """
 
     k: int = 1
     exact: bool = False
 
+    seed_name = "LastLayers"
+
     def __post_init__(self):
         super().__post_init__()
-        if self.k < 1:
-            raise ValueError(f"k is the number of layers to train, at least 1; got {self.k}")
+        check_fields(self, k="int [1, inf)")
 
-    def __call__(self, model, forget, retain, *, seed=0, only=None):
-        validate_inputs(model, forget, retain)
+    def unlearn(self, model, forget, retain, *, seed, only=None, start=None):
         if self.k > len(layers(model)):
             raise ValueError(f"k={self.k} layers were to be trained; the model has {len(layers(model))}")
         student = copy.deepcopy(model)
@@ -46,7 +52,7 @@ class LastLayers(Finetune):
             with seeded(seed, "new last layers"):
                 for layer in divided[-self.k:]:
                     reset(layer)
-        unlearned = super().__call__(student, forget, retain, seed=seed, only=only)
+        unlearned = super().unlearn(student, forget, retain, seed=seed, only=only)
         for new, old in zip(unlearned.parameters(), model.parameters(), strict=True):
             new.requires_grad_(old.requires_grad)
         return unlearned

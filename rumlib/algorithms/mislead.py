@@ -8,22 +8,33 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from rumlib.algorithms.base import Algorithm, count
+from rumlib.algorithms.base import Algorithm, check_fields, count
 from rumlib.algorithms.distill import distillation
 from rumlib.algorithms.layers import reset
+from rumlib.data import Batch
 from rumlib.device import send
 from rumlib.graphs import recordable
-from rumlib.train import Batch, count_examples, predict
+from rumlib.train import count_examples, predict
 
 
 @dataclass(frozen=True)
 class BadTeacher(Algorithm):
     """Learn the forget set from an untrained model, the retain set from the original.
 
-    KL(teacher, student) over the shuffled union, both softened by `temperature`. Chundawat et al., AAAI 2023.
+    T^2 KL(teacher, student) over the shuffled union, both softened by the temperature T.
+
+    temperature  T, above 0
+
+    Source: Chundawat et al., AAAI 2023 (arXiv 2205.08096).
     """
 
     temperature: float = 1.0
+
+    seed_name = "BadTeacher"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_fields(self, temperature="(0, inf)")
 
     def prepare(self, original, forget, retain):
         bad = copy.deepcopy(original)
@@ -47,10 +58,17 @@ class BadTeacher(Algorithm):
 class UNSIR(Algorithm):
     """Impair the classes of the forget set with noise that the model is worst at, then repair with the retain set.
 
-    A method for whole classes. `noise` images per class are learned by Adam, `noise_steps` steps at lr 0.1 that
-    minimise -CE + penalty |x|^2; in the first `impair` epochs they make up the share `share` of each batch beside the
-    retained examples; the other epochs repair. Tarun et al., TNNLS 2023; steps and penalty of the published code of
-    class unlearning by SVD (TMLR 2024).
+    A method for whole classes: images of noise are learned by Adam at lr 0.1, which minimise -CE + penalty |x|^2; then
+    the model is trained by CE on the retain set, in the first epochs with that noise under the forgotten classes.
+
+    impair       how many epochs show the noise; the others repair
+    noise        images per class
+    noise_steps  steps that these are learned in
+    penalty      weight of |x|^2, at least 0
+    share        of the noise in each batch that shows it, in [0, 1)
+
+    Source: Tarun et al., TNNLS 2023 (arXiv 2111.08947); steps and penalty of the official code of class unlearning by
+    SVD (arXiv 2312.00761).
     """
 
     impair: int = 1
@@ -59,17 +77,25 @@ class UNSIR(Algorithm):
     penalty: float = 0.1
     share: float = 0.125
 
+    seed_name = "UNSIR"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_fields(self, impair="int [0, inf)", noise="int [1, inf)", noise_steps="int [0, inf)", penalty="[0, inf)",
+                     share="[0, 1)")
+
     def prepare(self, original, forget, retain):
-        device = next(original.parameters()).device
-        y = forget.y.unique().repeat_interleave(self.noise).to(device)
-        x = torch.randn(len(y), *forget.x.shape[1:]).to(device).requires_grad_(True)
+        weight = next(original.parameters())
+        y = forget.y.unique().repeat_interleave(self.noise).to(weight.device)
+        x = torch.randn(len(y), *forget.x.shape[1:]).to(weight.device).requires_grad_(True)
         adam = torch.optim.Adam([x], lr=0.1)
         for _ in range(self.noise_steps):
-            loss = -F.cross_entropy(original(x), y) + self.penalty * x.square().flatten(1).sum(1).mean()
+            size = x.square().flatten(1).sum(1).mean()
+            loss = -F.cross_entropy(original(x.to(weight.dtype)), y) + self.penalty * size
             x.grad, = torch.autograd.grad(loss, x)
             adam.step()
             count_examples(len(y))
-        return x.detach(), y
+        return x.detach().to(weight.dtype), y
 
     def batches(self, forget, retain, epoch):
         x, y = epoch.prepared

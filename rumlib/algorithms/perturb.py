@@ -16,22 +16,19 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from math import inf
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rumlib.algorithms.base import Algorithm, validate_inputs, xent
+from rumlib.algorithms.base import Algorithm, check_choice, check_fields, validate_inputs, xent
 from rumlib.algorithms.distill import distillation
 from rumlib.algorithms.layers import layers, reset
 from rumlib.algorithms.weights import Weights, mean_gradient, squared_gradients, trainable, unflatten
-from rumlib.data import Examples
+from rumlib.data import Examples, batch_count
 from rumlib.graphs import recordable
-from rumlib.train import accuracy, batch_count, evaluating, seeded
+from rumlib.train import accuracy, evaluating, seeded
 
-SCORES = ("grad_mean", "fisher", "abs", "ratio")
-NOISES = ("gauss", "gauss_rel", "zero", "reinit")
 FLOOR = 1e-8                                                 # of the retain set's Fisher information in "ratio"
 
 
@@ -55,7 +52,7 @@ class Perturbation(Algorithm):
                 of a third party; it holds on to what is to be forgotten
 
     `rumlib.cost` counts the epochs that the repair took as `passes`. BatchNorm statistics are no weights: the repair
-    moves them in either scope.
+    moves them in either scope. Raises ValueError where there are fewer than k weights to choose from.
     """
 
     k: float | int = 0.01
@@ -70,23 +67,18 @@ class Perturbation(Algorithm):
     held_out: bool = False
     sim_weight: float = 0.0
 
+    seed_name = "Perturbation"
+
     def __post_init__(self):
         super().__post_init__()
-        whole = isinstance(self.k, int) and not isinstance(self.k, bool)
-        if not (self.k >= 0 if whole else isinstance(self.k, float) and 0 < self.k <= 1):
+        if not ((type(self.k) is int and self.k >= 0) or (isinstance(self.k, float) and 0 < self.k <= 1)):
             raise ValueError(f"k is a share of the weights, float in (0, 1], or their number, int >= 0; got {self.k!r}")
-        for name, value, known in (("ranking", self.ranking, ("global", "layer")), ("perturb", self.perturb, NOISES),
-                                   ("scope", self.scope, ("all", "selected"))):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
-        if not 0 <= self.sigma < inf or not 0 <= self.sim_weight < inf:
-            raise ValueError(f"sigma and sim_weight must be at least 0 and finite; got {self}")
-        if self.last is not None and self.last < 1:
-            raise ValueError(f"last is the number of layers to choose in, at least 1, or None; got {self.last}")
-        if not 0 < self.validation <= 1 or (self.tolerance is not None and not 0 <= self.tolerance < 1):
-            raise ValueError(f"validation must be in (0, 1] and tolerance in [0, 1), or None; got {self}")
+        check_choice(self, ranking=("global", "layer"), scope=("all", "selected"),
+                     perturb=("gauss", "gauss_rel", "zero", "reinit"))
+        check_fields(self, sigma="[0, inf)", sim_weight="[0, inf)", last="int [1, inf) or None", validation="(0, 1]",
+                     tolerance="[0, 1) or None")
 
-    def __call__(self, model, forget, retain, *, seed=0, only=None):
+    def unlearn(self, model, forget, retain, *, seed, only=None, start=None):
         if only is not None:
             raise ValueError(f"{type(self).__name__} chooses its weights itself: set k and scope='selected'")
         chosen = self.select(model, forget, retain, seed=seed)
@@ -94,7 +86,7 @@ class Perturbation(Algorithm):
             return copy.deepcopy(model).eval()
         disturbed = self.disturb(model, chosen, seed=seed)
         only = marked(model, chosen) if self.scope == "selected" else None
-        return super().__call__(model, forget, retain, seed=seed, only=only, start=disturbed)
+        return super().unlearn(model, forget, retain, seed=seed, only=only, start=disturbed)
 
     # -- which weights
 
@@ -104,7 +96,7 @@ class Perturbation(Algorithm):
         validate_inputs(model, forget, retain)
         may, sizes = self.candidates(model)
         count = self.amount(int(may.count_nonzero()))
-        with seeded(seed, type(self).__name__, "selection") as random, evaluating(model):
+        with seeded(seed, self.seed_name, "selection") as random, evaluating(model):
             values = self.values(model, forget, retain).float().cpu()
             if not values.max().isfinite():                  # which NaN is not, and no copy is made
                 raise FloatingPointError("the gradients of the model are not finite: nothing can be chosen by them")
@@ -149,8 +141,9 @@ class Perturbation(Algorithm):
     def disturb(self, model: nn.Module, chosen: Tensor, *, seed: int = 0) -> nn.Module:
         """What the repair starts from: a new model whose chosen weights, positions as from `select`, are perturbed, and
         all others bit-identical."""
+        check_positions(model, chosen)
         disturbed = copy.deepcopy(model).eval()
-        with seeded(seed, type(self).__name__, "noise") as random, torch.no_grad():
+        with seeded(seed, self.seed_name, "noise") as random, torch.no_grad():
             theta = flatten(trainable(disturbed))
             at = chosen.to(theta.device)
             theta[at] = self.moved(disturbed, theta[at], at, random)
@@ -228,19 +221,20 @@ class TopK(Perturbation):
     abs        mean of their absolute values         ratio   fisher over that of the retain set, as SSD weighs them
 
     The rankings differ strongly. The loss is the cross-entropy; of equally important weights the first are taken.
-    `chunk` examples are seen at a time: all scores but the first hold as many sets of weights. Zuo et al., IEEE TKDE
-    2025; all four scores are proposals of this project.
+    `chunk` examples are seen at a time: all scores but the first hold as many sets of weights.
+
+    Source: Zuo et al., IEEE TKDE 2025 (arXiv 2401.04385); all four scores are proposals of this project.
     """
 
     score: str = "grad_mean"
     chunk: int = 64
 
+    seed_name = "TopK"
+
     def __post_init__(self):
         super().__post_init__()
-        if self.score not in SCORES:
-            raise ValueError(f"score must be one of {', '.join(SCORES)}; got {self.score!r}")
-        if self.chunk < 1:
-            raise ValueError(f"chunk must be at least 1; got {self.chunk}")
+        check_choice(self, score=("grad_mean", "fisher", "abs", "ratio"))
+        check_fields(self, chunk="int [1, inf)")
 
     def values(self, model, forget, retain):
         match self.score:
@@ -261,8 +255,10 @@ class TopK(Perturbation):
 class RandomK(Perturbation):
     """Perturb k weights drawn at random without replacement: no gradients needed. With k=1.0, all of them.
 
-    Zuo et al., IEEE TKDE 2025.
+    Source: Zuo et al., IEEE TKDE 2025 (arXiv 2401.04385).
     """
+
+    seed_name = "RandomK"
 
     def values(self, model, forget, retain):
         return torch.zeros(sum(p.numel() for p in trainable(model).values()))
@@ -273,20 +269,23 @@ class RandomK(Perturbation):
 
 @dataclass(frozen=True)
 class RandomTopK(TopK):
-    """Between the two: k weights drawn from the `factor` times k that matter most; or, with `mix`, this share of the k
-    from the top and the rest drawn from all others: 0 is RandomK, 1 is TopK.
+    """Between the two: k weights drawn from those that matter most, or some from the top and some from all others.
 
-    A mixture is said to be in Zuo et al., IEEE TKDE 2025; both definitions are proposals of this project.
+    factor  the k weights are drawn from the `factor` times k that matter most, at least 1
+    mix     instead, this share of the k is taken from the top and the rest drawn from all others: 0 is RandomK, 1 TopK
+
+    Source: Zuo et al., IEEE TKDE 2025 (arXiv 2401.04385), are said to have a mixture; both are proposals of this
+    project.
     """
 
     factor: float = 4.0
     mix: float | None = None
 
+    seed_name = "RandomTopK"
+
     def __post_init__(self):
         super().__post_init__()
-        if not 1 <= self.factor < inf or (self.mix is not None and not 0 <= self.mix <= 1):
-            raise ValueError(f"factor must be at least 1, mix in [0, 1] or None; got factor={self.factor}, "
-                             f"mix={self.mix}")
+        check_fields(self, factor="[1, inf)", mix="[0, 1] or None")
 
     def choose(self, values, n, random):
         allowed = int((values >= 0).count_nonzero())
@@ -323,9 +322,18 @@ def shares(count: int, sizes: list[int]) -> list[int]:
 
 def marked(model: nn.Module, chosen: Tensor) -> Weights:
     """Name -> bool tensor, True at the chosen positions."""
+    check_positions(model, chosen)
     mask = torch.zeros(sum(p.numel() for p in trainable(model).values()), dtype=torch.bool)
     mask[chosen] = True
     return unflatten(model, mask.to(next(model.parameters()).device))
+
+
+def check_positions(model: nn.Module, chosen: Tensor) -> None:
+    """Raise ValueError for positions that were chosen in another model."""
+    last = sum(p.numel() for p in trainable(model).values()) - 1
+    if chosen.is_floating_point() or (len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) <= last):
+        raise ValueError(f"positions of weights are whole numbers in 0..{last} for this model; got {chosen.dtype}, "
+                         f"{chosen.min()} to {chosen.max()}: choose them with `select` and the same model")
 
 
 def flatten(weights: Weights) -> Tensor:

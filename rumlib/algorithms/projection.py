@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rumlib.algorithms.base import official, validate_inputs
+from rumlib.algorithms.base import check_choice, check_fields, official, validate_inputs
 from rumlib.algorithms.weights import Weights
 from rumlib.data import Examples, as_input
 from rumlib.train import accuracy, count_examples, predict, seeded
@@ -43,7 +43,7 @@ class ClassProjection:
     Its weight W (out, d) becomes W (I - P_dis)^T, P_dis = P_f (I - P_r). P = alpha C ((alpha - 1) C + I)^-1 for either
     set, C the second moments, not centred and of trace 1, of what the original model gives the layer: the published
     form by singular vectors, without their decomposition. Weights of linear layers, convolutions and attention change,
-    and nothing else. Kodge, Saha and Roy, TMLR 2024; the defaults are those of their code for CIFAR-10.
+    and nothing else: a layer that no forward pass calls, or whose weight requires no gradient, stays as it is.
 
     alpha_*      how much of a direction that a set hardly uses counts as its own: the larger, the more. Tuples are
                  searched for the best acc_r (1 - acc_f) on the training data given (see `grid`)
@@ -55,7 +55,10 @@ class ClassProjection:
     chunk        images at a time
     compat       "official": of each retained class the first examples by index, not random ones
 
-    A layer that no forward pass calls, or whose weight requires no gradient, stays as it is.
+    Raises ValueError for sets that share a class where whole classes should go; TypeError, ValueError or
+    FloatingPointError for layers that cannot be projected.
+
+    Source: Kodge, Saha and Roy, TMLR 2024 (arXiv 2312.00761); the defaults are those of their code for CIFAR-10.
     """
 
     alpha_retain: float | tuple[float, ...] = 100.0
@@ -75,13 +78,8 @@ class ClassProjection:
             if not values or not all(isinstance(v, int | float) and 0 < v < inf for v in values):
                 raise ValueError(f"{name} must be a positive number, or a tuple of such to search; "
                                  f"got {getattr(self, name)!r}")
-        if self.chunk < 1:
-            raise ValueError(f"chunk must be at least 1; got {self.chunk}")
-        for name in ("samples", "rows", "scored"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, or None for all; got {getattr(self, name)}")
-        if self.granularity not in ("classes", "examples"):
-            raise ValueError(f'granularity must be "classes" or "examples"; got {self.granularity!r}')
+        check_fields(self, chunk="int [1, inf)", **dict.fromkeys(("samples", "rows", "scored"), "int [1, inf) or None"))
+        check_choice(self, granularity=("classes", "examples"))
 
     def __call__(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> nn.Module:
         spaces = self.spaces(model, forget, retain, seed=seed)

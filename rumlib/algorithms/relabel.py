@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rumlib.algorithms.base import Algorithm, count, official, validate_inputs, xent
+from rumlib.algorithms.base import Algorithm, check_choice, check_fields, count, official, validate_inputs, xent
 from rumlib.data import Examples, as_input
 from rumlib.graphs import recordable
 from rumlib.train import count_examples
@@ -19,9 +21,13 @@ from rumlib.train import count_examples
 class RandomLabel(Algorithm):
     """Teach random labels for the forget set amid the retain set.
 
-    Cross-entropy of the shuffled union; the false labels are drawn anew each epoch, uniformly over all classes, the
-    true one included. Graves et al., AAAI 2021; "RL_og" of the NeurIPS 2024 code.
+    CE of the shuffled union; the false labels are drawn anew each epoch, uniformly over all classes, the true one
+    included.
+
+    Source: Graves et al., AAAI 2021 (arXiv 2010.10981); "RL_og" of the official code of RUM.
     """
+
+    seed_name = "RandomLabel"
 
     def batches(self, forget, retain, epoch):
         y = torch.randint(epoch.classes(forget), (len(forget),), generator=epoch.random)
@@ -39,15 +45,21 @@ class RandomLabel(Algorithm):
 
 @dataclass(frozen=True)
 class SalUn:
-    """Let the inner algorithm move only the weights that matter most to the forget set. Fan et al., ICLR 2024.
+    """Let the inner algorithm move only the weights that matter most to the forget set.
 
+    inner   an `Algorithm`
     keep    the share of all weights that may learn: those with the largest saliency, the |gradient of the forget loss|
             at the original model; the others stay bit-identical, weight decay and momentum included
     mask    "hard", or a soft mask that multiplies gradients by a function of s, the saliency in units of the least one
             that `keep` would let learn: "sigmoid", 1 / (1 + exp(1 - s)), or "tanh", tanh(s)
-    compat  "official": what the code of RUM does. The model takes SGD steps up the forget loss while gradients are
-            summed, the share `keep` with the smallest sums may learn, and as only gradients are masked, weight decay
-            and momentum move the other weights all the same
+    compat  "official": what the code of RUM does. The model takes SGD steps up the forget loss, at lr 0.01, while
+            gradients are summed; the int(keep * n) weights with the smallest sums may learn; as only gradients are
+            masked, weight decay and momentum move the other weights all the same. In every step of a RUM the mask is
+            made from the model before the first step
+
+    Raises TypeError for an inner algorithm whose weights cannot be restricted, ValueError for values out of range.
+
+    Source: Fan et al., ICLR 2024 (arXiv 2310.12508); RUM (arXiv 2406.01257) keeps 0.3 to 0.7.
     """
 
     inner: Algorithm
@@ -59,38 +71,44 @@ class SalUn:
         if not isinstance(self.inner, Algorithm):
             raise TypeError(f"SalUn needs an Algorithm whose weights it can restrict, e.g. SalUn(RandomLabel()); "
                             f"got {self.inner!r}")
-        if not 0 < self.keep <= 1:
-            raise ValueError(f"keep is the share of weights that may learn, in (0, 1]; got {self.keep}")
-        if self.mask not in MASKS:
-            raise ValueError(f"mask must be one of {', '.join(MASKS)}; got {self.mask!r}")
-        official(self.compat)
-        if self.compat and self.mask != "hard":
+        check_fields(self, keep="(0, 1]")
+        check_choice(self, mask=("hard", "sigmoid", "tanh"))
+        if official(self.compat) and self.mask != "hard":
             raise ValueError(f"compat='official' knows the hard mask only; got mask={self.mask!r}")
 
-    def __call__(self, model, forget, retain, *, seed=0):
+    def __call__(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0,
+                 original: nn.Module | None = None) -> nn.Module:
+        """The contract; with compat="official" the mask is made from `original`, if it is given."""
         validate_inputs(model, forget, retain)
         if self.compat:
-            only = published_mask(model, forget, self.keep, self.inner.lr, self.inner.batch_size)
+            only = published_mask(model if original is None else original, forget, self.keep, self.inner.batch_size)
         elif self.mask == "hard":
             only = saliency_mask(model, forget, self.keep)
         else:
             only = soft_mask(model, forget, self.keep, self.mask)
-        return self.inner(model, forget, retain, seed=seed, only=only)
+        return self.inner.unlearn(model, forget, retain, seed=seed, only=only)
 
+    def within(self, original: nn.Module | None) -> Callable:
+        """This algorithm as a step of a RUM that began with `original` (see `rumlib.rum.RUM`)."""
+        if self.compat and original is None:
+            raise ValueError("compat='official' makes its mask from the model before the first step: give "
+                             "stages(..., original=...)")
+        return partial(self, original=original) if self.compat else self
 
-MASKS = ("hard", "sigmoid", "tanh")
 
 
 def saliency_mask(model: nn.Module, forget: Examples, keep: float) -> dict[str, Tensor]:
     """Parameter name -> bool tensor, True for the share `keep` of all weights with the largest |sum of gradients|."""
-    return largest(saliency(model, forget), keep)
+    size = saliency(model, forget)
+    return largest(size, round(keep * sum(s.numel() for s in size.values())))
 
 
-def published_mask(model: nn.Module, forget: Examples, keep: float, lr: float, batch_size: int) -> dict[str, Tensor]:
-    """Name -> 1.0 for the share `keep` of all weights with the smallest |sum of gradients|, taken while the model
-    climbs the loss at this learning rate, else 0.0: a factor for gradients."""
-    size = saliency(model, forget, batch_size, climb=lr)
-    return {name: smallest.float() for name, smallest in largest(size, keep, sign=-1).items()}
+def published_mask(model: nn.Module, forget: Examples, keep: float, batch_size: int) -> dict[str, Tensor]:
+    """Name -> 1.0 for the int(keep * n) of all n weights with the smallest |sum of gradients|, taken while the model
+    climbs the loss at the published learning rate, else 0.0: a factor for gradients."""
+    size = saliency(model, forget, batch_size, climb=0.01)
+    number = int(keep * sum(s.numel() for s in size.values()))
+    return {name: chosen.float() for name, chosen in largest({k: -s for k, s in size.items()}, number).items()}
 
 
 def soft_mask(model: nn.Module, forget: Examples, keep: float, mask: str) -> dict[str, Tensor]:
@@ -125,10 +143,10 @@ def saliency(model: nn.Module, forget: Examples, batch_size: int = 256, *,
     return {name: gradient.abs() for name, gradient in total.items()}
 
 
-def largest(size: dict[str, Tensor], keep: float, *, sign: int = 1) -> dict[str, Tensor]:
-    """Name -> bool tensor, True for the share `keep` of all weights that is largest (sign=-1: smallest)."""
+def largest(size: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+    """Name -> bool tensor, True for so many of all weights, the largest."""
     flat = torch.cat([s.flatten() for s in size.values()])
     chosen = torch.zeros_like(flat, dtype=torch.bool)
-    chosen[(sign * flat).topk(round(keep * len(flat))).indices] = True
+    chosen[flat.topk(number).indices] = True
     parts = chosen.split([s.numel() for s in size.values()])
     return {name: part.view_as(s) for (name, s), part in zip(size.items(), parts, strict=True)}

@@ -1,51 +1,224 @@
-"""What the result of a piece of code depends on: its own text and that of every definition it reaches.
+"""What a result depends on, as hashes: of its code, and of everything else that plain values can say.
 
     code_of(Finetune)                                        # changes with its loss, with `xent`, with `descend`, ...
-    code_of(Study.run)                                       # ... and not with an algorithm that it does not name
+    code_of(computations.run)                                # ... and not with an algorithm that it does not name
     PACKAGE.reached("rumlib.train.fit")                      # the definitions behind it, by name
+    digest_of({"lr": 0.1})                                   # of a value that JSON can hold
 
-The files of the package are parsed, and nothing is executed. A definition is a function, a class or a constant at the
-top of a file; it reaches those that it names, and so on: in its body, annotations, bases, decorators and defaults.
-Docstrings, comments and layout do not count. A class counts as a whole, unless a method of it is asked about: that one
-reaches others of its class by ``self.name`` alone. What is found by text at run time (``getattr``) is not seen.
+A definition is a function, a class or a constant at the top of a file. Its hash covers its own code and that of every
+definition that it reaches: those that it names, those that these name, and so on. What a definition is called, and in
+which file it stands, does not count, so that moving a file or renaming a helper changes no hash. Nor do docstrings,
+comments, layout, annotations, and the text of messages that are raised or warned of. A type that is named in an
+annotation counts as reached, since its methods may be called. What is found by text at run time (``getattr``) is not
+seen. The files of the package are parsed; nothing is executed.
 
-Code outside of the package has no files to read (it can be a cell of a notebook): of that, compiled functions count,
-with the functions, classes and plain values of their own module that they name, and what they name of the package.
+Code outside of the package, such as a cell of a notebook, is hashed in the same way from the source of its functions,
+with the functions, classes and plain values of its own module that it names. Each function then carries its source
+along, so that a process which has only a copy of the function finds the same hash.
 """
 
 from __future__ import annotations
 
 import ast
-import dis
 import hashlib
 import inspect
+import json
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, is_dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 
-from torch import Tensor
-
-from rumlib.data import digest
-
-# What changes no result, and the loading of data, whose content is part of every key: their code does not count.
-APART = ("rumlib.lab.memo", "rumlib.lab.codehash", "rumlib.lab.engine", "rumlib.lab.results", "rumlib.data.load")
+# What changes no result does not count: the machinery of the lab, but for what it computes; the readers of data, whose
+# content counts; recorded steps, which repeat the steps that count bit by bit.
+COUNTED = "rumlib.lab.computations"
+APART = ("rumlib.lab", "rumlib.datasets", "rumlib.graphs")
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DEFINITIONS = (*FUNCTIONS, ast.ClassDef)
-SCOPES = (ast.ClassDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+SCOPES = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+LEFT_OUT = ("annotation", "returns", "type_params", "type_comment", "kind", "ctx")
 
 
 def code_of(thing: type | Callable) -> str:
-    """Hash of all code that the class or function depends on (see above)."""
-    if thing.__module__.partition(".")[0] == PACKAGE.name:
+    """Hash of all code that a class or function depends on (see above). Raises TypeError for one without a source."""
+    if _home(thing) == PACKAGE.name:
         return PACKAGE.code(f"{thing.__module__}.{thing.__qualname__.partition('.<locals>')[0]}")
-    return _hash(list(_pieces(thing, thing.__module__.partition(".")[0], set())))
+    own = Own(_home(thing))
+    return own.code(own.reference(thing))
 
 
-def _hash(value) -> str:
+def digest_of(value: object) -> str:
+    """Hash of anything that JSON can hold; the key of a result is that of its identity."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def differences(one, other, name: str = "") -> list[str]:
+    """Where two values that JSON can hold differ: "study.data", "arguments.algorithm.fields.lr"."""
+    if one == other:
+        return []
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        names = dict.fromkeys((*one, *other))
+        return [part for key in names for part in differences(one.get(key), other.get(key), f"{name}.{key}".strip("."))]
+    return [name]
+
+
+def codes(identity: object) -> dict[str, str]:
+    """Name -> hash of all code that an identity names: of the kind of result, and of classes and functions in it."""
+    if isinstance(identity, list):
+        return {name: code for part in identity for name, code in codes(part).items()}
+    if not isinstance(identity, Mapping):
+        return {}
+    names = [identity[key] for key in ("what", "class", "function") if key in identity and "code" in identity]
+    return {**{name: identity["code"] for name in names}, **codes(list(identity.values()))}
+
+
+def _hash(value: object) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
+
+
+# -- The text of a definition -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Text:
+    """The code of a definition: its tokens, in which the k-th definition that it names stands as "#k"; those
+    definitions, in the order of their first use; and those that only its annotations name."""
+
+    tokens: list[str] = field(default_factory=list)
+    named: dict[object, None] = field(default_factory=dict)
+    hinted: set = field(default_factory=set)
+
+    def number(self, reference: object) -> int:
+        self.named.setdefault(reference)
+        return list(self.named).index(reference)
+
+
+class Writer:
+    """Writes nodes of a syntax tree as tokens. `resolve(names)` says what a chain of names such as ("engine", "run")
+    means: (a reference to a definition or None, text of what is left of the chain)."""
+
+    def __init__(self, resolve: Callable[[tuple[str, ...]], tuple[object | None, str]], text: Text):
+        self.resolve, self.text = resolve, text
+
+    def write(self, node: object, own: frozenset[str] = frozenset(), *, top: str = "") -> None:
+        """`own` are variables of the functions around the node, which mean no definition; `top` is the name that a
+        statement at the top of a file defines, and that does not count."""
+        if isinstance(node, list):
+            for item in node:
+                self.write(item, own, top=top)
+        elif not isinstance(node, ast.AST):
+            self.text.tokens.append(repr(node))
+        elif (chain := _chain(node)) and chain[0] not in own:
+            reference, rest = self.resolve(chain)
+            if reference is not None:
+                rest = f"#{self.text.number(reference)}{rest}"
+            self.text.tokens.append(rest)
+        elif top and isinstance(node, ast.Name):             # assigned to: the name that is asked about, or another
+            self.text.tokens.append("=" if node.id == top else "_")
+        else:
+            self.text.tokens.append(type(node).__name__)
+            for name, value in self._fields(node, top):
+                self.text.tokens.append(name)                # else the two branches of an if would run into each other
+                inside = isinstance(node, SCOPES) or (isinstance(node, FUNCTIONS) and name == "body")
+                self.write(value, own | _variables(node) if inside else own,
+                           top="" if isinstance(node, (*DEFINITIONS, *SCOPES)) else top)
+            self.text.tokens.append(".")
+
+    def _fields(self, node: ast.AST, top: str) -> Iterator[tuple[str, object]]:
+        """The fields of a node that count, by name."""
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            node = node.exc
+        if isinstance(node, ast.Call) and _message(node.func):
+            yield "func", node.func
+            return
+        for name, value in ast.iter_fields(node):
+            if name in LEFT_OUT:
+                if name in ("annotation", "returns") and value is not None:
+                    self._hint(value)
+            elif name == "decorator_list":
+                yield name, [decorator for decorator in value if not self._apart(decorator)]
+            elif name == "body" and isinstance(node, DEFINITIONS):
+                yield name, [s for s in value if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+            elif value is not None and value != [] and not (name == "name" and top):
+                yield name, value
+
+    def _hint(self, annotation: ast.expr) -> None:
+        for chain in map(_chain, ast.walk(annotation)):
+            self.text.hinted |= {self.resolve(chain)[0]} - {None} if chain else set()
+
+    def _apart(self, decorator: ast.expr) -> bool:
+        """Whether it is a decorator that changes no result: of the lab's machinery, or one that keeps values."""
+        chain = _chain(decorator.func if isinstance(decorator, ast.Call) else decorator)
+        return bool(chain) and self.resolve(chain)[1].startswith(("apart", "functools."))
+
+
+def _chain(node: ast.AST) -> tuple[str, ...]:
+    """The names of an expression such as ``engine.run``, where it is read; () for any other."""
+    attributes = []
+    while isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+        attributes.append(node.attr)
+        node = node.value
+    return (node.id, *reversed(attributes)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) else ()
+
+
+def _message(function: ast.expr) -> bool:
+    """Whether the arguments of this function are a message: it warns, adds a note, or makes an exception."""
+    name = getattr(function, "attr", getattr(function, "id", ""))
+    return name in ("warn", "add_note") or name.endswith(("Error", "Warning"))
+
+
+@cache
+def _variables(scope: ast.AST) -> frozenset[str]:
+    """The arguments and variables of a function, lambda or comprehension, not those of scopes inside it."""
+    if not isinstance(scope, FUNCTIONS):
+        arguments = [a.arg for a in ast.walk(scope.args) if isinstance(a, ast.arg)] if hasattr(scope, "args") else []
+        targets = [node for made in getattr(scope, "generators", ()) for node in ast.walk(made.target)]
+        return frozenset([*arguments, *(node.id for node in targets if isinstance(node, ast.Name))])
+    found, waiting, shared = {a.arg for a in ast.walk(scope.args) if isinstance(a, ast.arg)}, [*scope.body], set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            found.add(node.id)
+        elif isinstance(node, ast.Global | ast.Nonlocal):
+            shared.update(node.names)
+        elif isinstance(node, DEFINITIONS):
+            found.add(node.name)
+        elif not isinstance(node, SCOPES):
+            waiting += ast.iter_child_nodes(node)
+    return frozenset(found - shared)
+
+
+class Definitions:
+    """Definitions and what they reach. A subclass says what the `text` of each is."""
+
+    def __init__(self):
+        self.text, self._own, self.code = cache(self.text), cache(self._own), cache(self.code)
+
+    def code(self, reference: object) -> str:
+        """Hash of all code that a definition depends on."""
+        return _hash([self._own(reference), sorted(self._own(other) for other in self.reached(reference))])
+
+    def reached(self, reference: object) -> set:
+        """The definition itself and all that it depends on."""
+        found, waiting = set(), [reference]
+        while waiting:
+            reference = waiting.pop()
+            if reference not in found:
+                found.add(reference)
+                waiting += [*self.text(reference).named, *self.text(reference).hinted]
+        return found
+
+    def _own(self, reference: object) -> str:
+        """Hash of a definition and of all that it names. These stand in it by their order of appearance, in place of
+        their names: one that names itself, or is named by what it names, is a number like any other."""
+        order, found = [reference], []
+        for reference in order:                              # it grows while it is walked through
+            text = self.text(reference)
+            order += [other for other in text.named if other not in order]
+            found.append((text.tokens, [order.index(other) for other in text.named]))
+        return _hash(found)
 
 
 # -- The package, from its files --------------------------------------------------------------------------------------
@@ -53,129 +226,92 @@ def _hash(value) -> str:
 
 @dataclass(frozen=True)
 class Module:
-    """The top of a file: name -> the statements that define it, and name -> where it is imported from. Statements that
-    define nothing stand under ""; they count for every definition of the file."""
+    """The top of a file: name -> the statements that define it, and name -> where it is imported from."""
 
     defined: dict[str, list[ast.stmt]]
     imported: dict[str, str]
 
 
-class Package:
-    """The definitions of a package and what they reach, by dotted name: "rumlib.train.fit", "rumlib.lab.study.Study.run".
+class Package(Definitions):
+    """The definitions of a package and what they reach, by dotted name: "rumlib.train.fit".
 
     The files are read when the object is made: what is edited later is not what this process runs.
     """
 
-    def __init__(self, folder: Path, apart: tuple[str, ...] = APART):
-        self.name, self.apart = folder.name, apart
+    def __init__(self, folder: Path, apart: tuple[str, ...] = APART, counted: str = COUNTED):
+        self.name, self.apart, self.counted = folder.name, apart, counted
         self.texts = {".".join(file.relative_to(folder.parent).with_suffix("").parts).removesuffix(".__init__"):
                       file.read_text() for file in sorted(folder.rglob("*.py"))}
-        self.module, self.uses, self.code = cache(self.module), cache(self.uses), cache(self.code)
-
-    def __contains__(self, name: str) -> bool:
-        home, rest = self._split(name)
-        return bool(rest) and rest[0] in self.module(home).defined
-
-    def code(self, name: str) -> str:
-        """Hash of all code that the definition depends on. Raises KeyError if there is no such definition."""
-        return _hash(sorted((reached, self.uses(reached)[0]) for reached in self.reached(name)))
+        self.module = cache(self.module)
+        super().__init__()
 
     @cached_property
     def whole(self) -> str:
-        """Hash of all code of the package."""
-        return _hash([[ast.dump(s) for s in statements] for name in self.texts
-                      for statements in self.module(name).defined.values()])
+        """Hash of all files of the package: what the processes of a run must have in common."""
+        return _hash(self.texts)
 
-    def reached(self, name: str) -> set[str]:
-        """The definition itself and all that it depends on."""
-        found, waiting = set(), [name]
-        while waiting:
-            name = waiting.pop()
-            if name not in found and not any(f"{name}.".startswith(f"{apart}.") for apart in self.apart):
-                found.add(name)
-                waiting += self.uses(name)[1]
+    @cached_property
+    def kinds(self) -> dict[str, str]:
+        """Kind of result -> dotted name of the function that computes it: its decorator names the kind."""
+        return {call.args[0].value: f"{self.counted}.{name}"
+                for name, statements in self.module(self.counted).defined.items()
+                for call in getattr(statements[-1], "decorator_list", ())
+                if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant)}
+
+    def find(self, name: str) -> str | None:
+        """The dotted name of the definition with that plain name that counts; None if there is none."""
+        homes = [home for home in self.texts if not self._is_apart(home) and name in self.module(home).defined]
+        return f"{homes[0]}.{name}" if len(homes) == 1 else None
+
+    def text(self, name: str) -> Text:
+        """The text of a definition. A module names all that it defines."""
+        if name in self.texts:
+            return Text(["module"], {f"{name}.{own}": None for own in self.module(name).defined})
+        home, _, own = name.rpartition(".")
+        while home not in self.texts:                        # a method, or a class inside a class: the outermost one
+            home, _, own = home.rpartition(".")
+        module = self.module(home)
+        found = Text()
+        for statement in module.defined[own]:
+            Writer(partial(self._resolve, home, module.imported | _imports(statement)), found).write(statement, top=own)
         return found
 
     def module(self, name: str) -> Module:
         defined, imported = defaultdict(list), {}
-        for statement in _bare(ast.parse(self.texts[name])).body:
+        for statement in ast.parse(self.texts[name]).body:
             if not isinstance(statement, DEFINITIONS):
                 imported |= _imports(statement)
-            if not isinstance(statement, ast.Import | ast.ImportFrom):
-                for bound in _bound(statement) or [""]:
-                    defined[bound].append(statement)
+            for bound in _bound(statement):
+                defined[bound].append(statement)
         return Module(dict(defined), imported)
 
-    def uses(self, name: str) -> tuple[str, set[str]]:
-        """(text, names of the definitions that it names itself) of a definition, of a member of a class, or of a
-        module, which names all that it defines."""
-        if name in self.texts:
-            return name, {f"{name}.{bound}" for bound in self.module(name).defined}
-        home, (top, *member) = self._split(name)
-        module = self.module(home)
-        statements = module.defined[top]
-        text, found = "", {f"{home}.{top}" for top in module.defined if not top}
-        owner = selves = None
-        if member:
-            owner = f"{home}.{top}"
-            statements = [s for s in statements[-1].body if member[0] in _bound(s)]
-            selves = {top, *(s.args.args[0].arg for s in statements if isinstance(s, FUNCTIONS) and s.args.args)}
-        for statement in statements:
-            text += ast.dump(statement)
-            known = module.imported | _imports(statement)
-            for root, *rest in sorted(_chains(statement, known=frozenset(selves or ()))):
-                if owner and (root in selves or root == "super"):
-                    found |= self._members(owner, rest, above=root == "super")
-                    continue
-                if root in module.defined:
-                    found.add(f"{home}.{root}")
-                if root in known:
-                    found |= {self._follow(".".join((known[root], *rest)))} - {None}
-                    text += f"{root}={known[root]};"
-        return text, found
+    def _resolve(self, home: str, imported: Mapping[str, str], chain: tuple[str, ...]) -> tuple[str | None, str]:
+        root, *rest = chain
+        if root in self.module(home).defined:                # also one that an import may have defined before
+            return self._follow(".".join((home, *chain)))
+        return self._follow(".".join((imported[root], *rest))) if root in imported else (None, ".".join(chain))
 
-    def _split(self, name: str) -> tuple[str, list[str]]:
-        """The module of a dotted name, and the rest."""
-        parts = name.split(".")
-        length = max(k for k in range(1, len(parts) + 1) if ".".join(parts[:k]) in self.texts)
-        return ".".join(parts[:length]), parts[length:]
-
-    def _follow(self, target: str) -> str | None:
-        """The definition (or module) that a dotted name means, wherever it is imported from; None if outside."""
+    def _follow(self, target: str) -> tuple[str | None, str]:
+        """What a dotted name means, wherever it is imported from: (definition or module, rest)."""
         if target.partition(".")[0] != self.name:
-            return None
-        home, rest = self._split(target)
+            return None, target
+        home = max((name for name in self.texts if f"{target}.".startswith(f"{name}.")), key=len)
+        own, _, rest = target[len(home) + 1:].partition(".")
+        if self._is_apart(home):
+            return None, "apart"
+        if not own:
+            return home, ""
         module = self.module(home)
-        if not rest:
-            return home
-        if rest[0] in module.defined:
-            return f"{home}.{rest[0]}"
-        return self._follow(".".join((module.imported[rest[0]], *rest[1:]))) if rest[0] in module.imported else None
+        if own not in module.defined and own in module.imported:
+            return self._follow(".".join(filter(None, (module.imported[own], rest))))
+        return (f"{home}.{own}", rest) if own in module.defined else (None, target)
 
-    def _members(self, owner: str, rest: list[str], *, above: bool) -> set[str]:
-        """What ``self.name`` reaches in a class or its bases; the class as a whole where `self` is handed on."""
-        home, (top,) = self._split(owner)
-        definition = self.module(home).defined[top][-1]
-        bases = {self._follow(f"{home}.{ast.unparse(base)}") for base in definition.bases} - {None}
-        if above:
-            return bases
-        if not rest:
-            return {owner}
-        if any(rest[0] in _bound(statement) for statement in definition.body):
-            return {f"{owner}.{rest[0]}"}
-        return set().union(*(self._members(base, rest, above=False) for base in bases))
-
-
-def _bare(tree: ast.Module) -> ast.Module:
-    """Without docstrings, and other strings that stand alone."""
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, *DEFINITIONS)):
-            node.body = [s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
-    return tree
+    def _is_apart(self, home: str) -> bool:
+        return home != self.counted and any(f"{home}.".startswith(f"{apart}.") for apart in self.apart)
 
 
 def _bound(statement: ast.stmt) -> list[str]:
-    """The names that a statement at the top of a file or class defines."""
+    """The names that a statement at the top of a file defines; an import defines none."""
     if isinstance(statement, DEFINITIONS):
         return [statement.name]
     return [name for node in ast.walk(statement) for name in (
@@ -195,94 +331,113 @@ def _imports(statement: ast.stmt) -> dict[str, str]:
     return found
 
 
-def _chains(tree: ast.AST, own: frozenset[str] = frozenset(), known: frozenset[str] = frozenset()) -> set[tuple]:
-    """All names that are read, with the attributes taken from them: engine.run -> ("engine", "run"). The variables of
-    a function (`own`) are left out, unless they are `known`; those of a lambda or comprehension are not known as such,
-    so that one with the name of a definition counts as that: too much is computed again then, never too little."""
-    attributes = []
-    node = tree
-    while isinstance(node, ast.Attribute):
-        attributes.append(node.attr)
-        node = node.value
-    if isinstance(node, ast.Name):
-        read = isinstance(node.ctx, ast.Load) and (node.id in known or node.id not in own)
-        return {(node.id, *reversed(attributes))} if read else set()
-    found = set()
-    for part in ast.iter_child_nodes(node):
-        inside = isinstance(node, FUNCTIONS) and part in node.body       # not its decorators, defaults, annotations
-        found |= _chains(part, own | _variables(node) if inside else own, known)
-    return found
-
-
-@cache
-def _variables(function: ast.FunctionDef) -> frozenset[str]:
-    """The arguments and variables of a function; those of functions and comprehensions inside it are not its own."""
-    found, waiting, shared = {a.arg for a in ast.walk(function.args) if isinstance(a, ast.arg)}, [*function.body], set()
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-            found.add(node.id)
-        elif isinstance(node, ast.Global | ast.Nonlocal):
-            shared.update(node.names)
-        elif isinstance(node, FUNCTIONS):
-            found.add(node.name)
-        elif not isinstance(node, SCOPES):
-            waiting += ast.iter_child_nodes(node)
-    return frozenset(found - shared)
-
-
 PACKAGE = Package(Path(__file__).parents[1])
 
 
-# -- Code of others, as it is compiled --------------------------------------------------------------------------------
+# -- Code of others, from its source ----------------------------------------------------------------------------------
 
 
-def _pieces(thing, home: str, seen: set) -> Iterator[object]:
-    """What counts of an object named by code of the top-level module `home`, in an order that any process finds."""
-    if not isinstance(thing, type | FunctionType):
-        thing = getattr(thing, "__wrapped__", thing)         # a function behind a decorator that is a class
-    if isinstance(thing, partial):
-        yield from (piece for part in (thing.func, thing.args, thing.keywords) for piece in _pieces(part, home, seen))
-    elif not isinstance(thing, type | FunctionType):
-        yield _lasting(thing)
-    elif thing.__module__.partition(".")[0] == PACKAGE.name:
-        yield code_of(thing)
-    elif thing.__module__.partition(".")[0] != home:
-        yield f"{thing.__module__}.{thing.__qualname__}"     # of a library: its version stands for it
-    elif thing not in seen:
-        seen.add(thing)
-        yield from _class(thing, home, seen) if isinstance(thing, type) else _function(thing, home, seen)
+def _home(thing: object) -> str:
+    return thing.__module__.partition(".")[0]
 
 
-def _class(thing: type, home: str, seen: set) -> Iterator[object]:
-    for base in thing.__bases__:
-        yield from _pieces(base, home, seen)
-    for name, value in sorted(vars(thing).items()):          # methods can be behind a decorator
-        inside = [getattr(value, part, None) for part in ("__func__", "fget", "func", "__wrapped__")]
-        value = next((part for part in inside if isinstance(part, FunctionType)), value)
-        if isinstance(value, type | FunctionType):
-            yield name
-            yield from _pieces(value, home, seen)
-        elif not name.startswith("__"):
-            yield name, _lasting(value)
+class Own(Definitions):
+    """The code of functions and classes of one top-level module that is not the package: `__main__`, or a user's own.
+    References are ("package", dotted name) or ("own", id of an object that is kept in `objects`)."""
+
+    def __init__(self, home: str):
+        self.home, self.objects = home, {}
+        super().__init__()
+
+    def reference(self, thing: object) -> tuple[str, object]:
+        if _home(thing) == PACKAGE.name:
+            return "package", f"{thing.__module__}.{thing.__qualname__}"
+        self.objects[id(thing)] = thing
+        return "own", id(thing)
+
+    def text(self, reference: tuple[str, object]) -> Text:
+        where, which = reference
+        if where == "package":
+            return Text([PACKAGE.code(which)])
+        thing = self.objects[which]
+        return self._class(thing) if isinstance(thing, type) else self._function(thing)
+
+    def _function(self, thing: FunctionType) -> Text:
+        known = {**thing.__globals__, **inspect.getclosurevars(thing).nonlocals}
+        tree = ast.parse(source(thing)).body[0]
+        statement = tree.body[0] if isinstance(tree, ast.If) else tree
+        found = Text()
+        Writer(partial(self._resolve, known, _imports(statement)), found).write(statement, top=thing.__name__)
+        return found
+
+    def _class(self, thing: type) -> Text:
+        text = Text([thing.__qualname__])
+        for base in thing.__bases__:
+            self._append(text, base)
+        for name, value in sorted(vars(thing).items()):      # methods can be behind a decorator
+            inside = [getattr(value, part, None) for part in ("__func__", "fget", "func", "__wrapped__")]
+            value = next((part for part in inside if isinstance(part, FunctionType)), value)
+            if isinstance(value, FunctionType) and value.__code__.co_filename.startswith("<string>"):
+                continue                                     # made by dataclass, from fields that count themselves
+            if isinstance(value, type | FunctionType) or not name.startswith("__"):
+                text.tokens.append(name)
+                self._append(text, value)
+        return text
+
+    def _append(self, text: Text, value: object) -> None:
+        reference, rest = self._means(value)
+        text.tokens.append(rest if reference is None else f"#{text.number(reference)}")
+
+    def _resolve(self, known: Mapping, imported: Mapping[str, str],
+                 chain: tuple[str, ...]) -> tuple[object | None, str]:
+        root, *rest = chain
+        if root in imported and root not in known:           # imported inside of the function
+            known = {**known, root: _imported(imported[root])}
+        if root not in known or known[root] is None:
+            return None, ".".join(chain)
+        value = known[root]
+        while isinstance(value, ModuleType) and rest and hasattr(value, rest[0]):
+            value = getattr(value, rest.pop(0))
+        reference, text = self._means(value)
+        return reference, ".".join((text, *rest))
+
+    def _means(self, value: object) -> tuple[object | None, str]:
+        """(reference, text) of a value that code names: a definition, or the content of a plain value."""
+        if not isinstance(value, type | FunctionType):
+            value = getattr(value, "__wrapped__", value)     # a function behind a decorator that is a class
+        if isinstance(value, partial):
+            reference, text = self._means(value.func)
+            return reference, f"{text}{_lasting(value.args)}{_lasting(value.keywords)}"
+        if not isinstance(value, type | FunctionType):
+            return None, repr(_lasting(value))
+        if _home(value) in (PACKAGE.name, self.home):
+            return self.reference(value), ""
+        return None, f"{value.__module__}.{value.__qualname__}"          # of a library: its version stands for it
 
 
-def _function(thing: FunctionType, home: str, seen: set) -> Iterator[object]:
-    yield _compiled(thing.__code__, thing.__doc__)
-    inside = [cell.cell_contents for cell in thing.__closure__ or () if cell != type(cell)()]
-    for value in (*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values(), *inside):
-        yield from _pieces(value, home, seen)
-    for name in _global_names(thing.__code__):
-        value = thing.__globals__.get(name)
-        if isinstance(value, ModuleType) and value.__name__.partition(".")[0] == PACKAGE.name:
-            for attribute in sorted(set(_attributes(thing.__code__)) & set(vars(value))):
-                yield from _pieces(getattr(value, attribute), home, seen)
-        elif value is not None:
-            yield name
-            yield from _pieces(value, home, seen)
+def _imported(name: str) -> object:
+    module, _, own = name.rpartition(".")
+    return sys.modules.get(name) or getattr(sys.modules.get(module), own, None)
 
 
-def _lasting(value) -> object:
+def source(thing: FunctionType) -> str:
+    """The source of a function that is not of this package. It stays with the function, also where that is sent to
+    another process. Raises TypeError where there is none, or where two lambdas share a line."""
+    text = vars(thing).get("__source__")
+    if text is None:
+        try:
+            text = inspect.getsource(thing)
+        except (OSError, TypeError) as problem:
+            raise TypeError(f"{thing.__qualname__} has no source that could be read, so that its results could not be "
+                            f"found again; define it in a notebook or in a file") from problem
+        text = f"if True:\n{text}" if text[:1].isspace() else text
+        if thing.__name__ == "<lambda>" and sum(isinstance(n, ast.Lambda) for n in ast.walk(ast.parse(text))) > 1:
+            raise TypeError("two lambdas in one statement cannot be told apart; define them with def")
+        thing.__source__ = text
+    return text
+
+
+def _lasting(value: object) -> object:
     """A value by its content where that can be told, else by its type."""
     if isinstance(value, tuple | list):
         return [_lasting(v) for v in value]
@@ -290,8 +445,10 @@ def _lasting(value) -> object:
         return sorted(repr(_lasting(v)) for v in value)      # the order of a set differs from process to process
     if isinstance(value, dict):
         return sorted((repr(_lasting(k)), _lasting(v)) for k, v in value.items())
-    if isinstance(value, Tensor):
-        return digest(value)
+    if type(value).__module__ == "torch":
+        from rumlib.data import digest
+
+        return digest(value) if hasattr(value, "numpy") else repr(value)
     if isinstance(getattr(value, "digest", None), str):
         return value.digest
     if isinstance(value, bool | int | float | complex | str | bytes | None):
@@ -299,19 +456,3 @@ def _lasting(value) -> object:
     if is_dataclass(value) and "<" not in repr(value):       # an address, or something else that does not last
         return repr(value)
     return value.__name__ if isinstance(value, ModuleType) else type(value).__qualname__
-
-
-def _compiled(code: CodeType, doc: str | None = None) -> list:
-    """A compiled function without its names of variables, line numbers and docstring."""
-    constants = [_compiled(c) if inspect.iscode(c) else _lasting(c) for c in code.co_consts if doc is None or c != doc]
-    return [code.co_code.hex(), code.co_names, constants]
-
-
-@cache
-def _global_names(code: CodeType) -> list[str]:
-    own = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    return sorted(own.union(*(_global_names(c) for c in code.co_consts if inspect.iscode(c))))
-
-
-def _attributes(code: CodeType) -> list[str]:
-    return [*code.co_names, *(name for c in code.co_consts if inspect.iscode(c) for name in _attributes(c))]

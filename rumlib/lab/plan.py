@@ -1,59 +1,56 @@
-"""What a study will take, before it is begun: cells, models, hours, disk and memory.
+"""What a study will cost, before it is started: results, models, hours, disk and memory.
 
     python -m rumlib.lab.plan laptop                             # make plan PROFILE=laptop
     python -m rumlib.lab.plan cifar10-small devices=8            # make plan PROFILE=cifar10-small DEVICES=8
     python -m rumlib.lab.plan imagenet devices=64 tflops=300     # on GPUs that sustain so many TFLOP/s, not on this machine
-    plan = Plan(p, measured(p, 2), devices=2); plan.table(), plan.hours
+    plan = Plan(p, measured(p), devices=2); plan.table(), plan.hours
 
-Cells are those that notebooks 01 to 05 ask for, counted one by one. What one costs is counted as well, in examples
-passed forward and backward and in steps: each algorithm is run on a sketch of the study, blank images and a network of
-a few weights. Only what an example and a step take is measured, on the profile's own model, in a few seconds.
+A `Sketch` stands for the study: it lists what notebooks 01 to 06 ask for, from the lists that they run themselves
+(`rumlib.lab.protocol`). One pilot of each kind of computation is measured: one epoch on random images. A result takes
+as much longer than its pilot as more examples pass through training and evaluation.
 """
 
 from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
-from itertools import permutations
 from math import prod
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import pandas as pd
 import torch
 from joblib import effective_n_jobs
-from torch import nn
 
-from rumlib.algorithms.base import Algorithm, Keep, Retrain
-from rumlib.algorithms.perturb import TopK
-from rumlib.algorithms.projection import ClassProjection
+from rumlib.algorithms.base import Keep
+from rumlib.choose import AutoRUM, Calibrated
 from rumlib.data import Examples
 from rumlib.datasets import load
-from rumlib.device import pick, seconds
-from rumlib.ensemble import AT_ONCE, fit_many, fits_stacking
-from rumlib.lab import engine
+from rumlib.device import finished, pick
+from rumlib.lab import protocol
 from rumlib.lab.check import survey
+from rumlib.lab.computations import ForgetSet
 from rumlib.lab.profiles import Profile, algorithms, profile
-from rumlib.lab.study import Study, vary
-from rumlib.lab.tuning import search, tuned
-from rumlib.metrics import evaluation, flops, jensen_shannon
+from rumlib.lab.study import Study
+from rumlib.lab.tables import Cell
+from rumlib.lab.tuning import search, tuned, vary
+from rumlib.metrics import evaluation, flops
 from rumlib.models import Factory, build, describe, mlp, resnet50
-from rumlib.proxies import HOLDOUT, PROXIES, TRACED
-from rumlib.rum import RUM, Refine, Shuffled, sequence
-from rumlib.scores import Score
-from rumlib.train import Recipe, batch_count, cost, fit, predict
+from rumlib.proxies import PROXIES, TRACED
+from rumlib.rum import RUM, sequence
+from rumlib.scores import Score, entanglement, mmd
+from rumlib.train import Recipe, cost, features, predict
 
-STAGES = ("subset models", "proxies", "originals", "retrained", "tuning", "unlearning", "RUM study", "verdict",
-          "ablations")
-
-
-# -- What a study is of -----------------------------------------------------------------------------------------------
+# -- How large a study is ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many training and test images of which shape, and of how many classes; bytes a number of an image takes."""
+    """Numbers of training and test images, their shape and classes; width: bytes of one number of an image."""
 
     n: int
     n_test: int
@@ -77,7 +74,7 @@ FACTS = {
 
 
 def sizes(p: Profile) -> Sizes:
-    """Those of the profile's data, which need not be on this machine if it is a known data set."""
+    """The sizes of the profile's data, which need not be on this machine if it is a known data set."""
     if p.data not in FACTS:
         train, test = load(p.data, **p.options)
         return Sizes(len(train), len(test), tuple(train.x.shape[1:]), int(train.y.max()) + 1, train.x.element_size())
@@ -93,404 +90,306 @@ def sizes(p: Profile) -> Sizes:
 
 
 @dataclass(frozen=True)
+class Named:
+    """A forget set of which the name and the size are known."""
+
+    name: str
+    size: int
+    facts: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+    def __len__(self) -> int:
+        return self.size
+
+
+@dataclass(frozen=True)
 class Task:
-    """A cell: its kind, the forget set by name and size, the algorithm, the seed, and whether it is attacked. Two
-    tasks that are equal but for their stage are one cell, and count where they are asked for first."""
+    """A result: its kind, forget set, algorithm (its repr), seed, and whether it is attacked. Two tasks that are equal
+    but for their stage are one result, and count where they are asked for first."""
 
     stage: str = field(compare=False)
     kind: str
     forget: str = ""
-    size: int = 0
-    algorithm: str = ""                                      # its repr
+    size: int = 0                                            # of the forget set; of a bank: its models
+    algorithm: str = ""
     seed: int = 0
     mia: bool = True
     does: Callable = field(default=Keep(), compare=False)
 
 
-Sets = Mapping[str, int]                                     # forget sets: name -> size
-Ways = Iterable[tuple[str, Callable]]                        # (name of the set, algorithm)
+class Sketch:
+    """Stands for a study: forget sets are names and sizes, and what is asked for is listed and not computed. Settings
+    that are yet to be chosen stay at the defaults of the algorithms: they hardly change what a run costs."""
 
+    def __init__(self, p: Profile, notebook: str):
+        known, digits = sizes(p), p.data == "digits"
+        self.profile, self.notebook, self.tasks = p, notebook, {}
+        self.train, self.test = (Examples(torch.zeros(n, 1), torch.arange(n) % known.classes,
+                                          info={"noise": torch.zeros(n)} if digits else {})
+                                 for n in (known.n, known.n_test))
 
-ANY = Score("memorization", torch.zeros(1))                  # it changes nothing in what there is to do
-
-
-@dataclass(frozen=True)
-class Asking:
-    """The tasks of a profile, as notebooks 01 to 05 lay them out. Learning rates that are yet to be chosen stay at the
-    default of the algorithm: they change nothing in what it costs."""
-
-    p: Profile
-    score: Score = ANY
+    def add(self, stage: str, kind: str, forget: Named | None = None, does: Callable = Keep(), seed: int = 0,
+            mia: bool = True) -> None:
+        named = {"forget": forget.name, "size": len(forget)} if forget is not None else {}
+        task = Task(stage, kind, algorithm=repr(does), seed=seed, mia=mia, does=does, **named)
+        self.tasks.setdefault(task, task)
 
     @cached_property
-    def sets(self) -> Sets:
-        p, n = self.p, sizes(self.p).n
-        bands = {f"band {k}": n // p.bands for k in range(3)}
-        return {level: p.set_size for level in ("low", "medium", "high")} | {"mix": p.mix} | bands | {
-            f"matched {level}": p.set_size for level in ("low", "medium", "high")}
+    def score(self) -> Score:
+        p = self.profile
+        for k in range(0, p.score_models, p.score_chunk):
+            self.add("subset models", "bank", Named("", min(p.score_chunk, p.score_models - k)), seed=k)
+        return Score("memorization", torch.zeros(1), bank=SimpleNamespace(included=[None]))
 
-    def trained(self, names: Iterable[str], seeds: Iterable[int]) -> Iterator[Task]:
+    def proxy(self, name: str) -> Score:
+        self.originals([0])
+        if name not in TRACED:
+            self.add("proxies", "probed", Named(name, 0))
+        return Score(name, torch.zeros(1))
+
+    def levels(self) -> dict[str, Named]:
+        p = self.profile
+        return {level: Named(level, p.mix if level == "mix" else p.set_size) for level in (*protocol.LEVELS, "mix")}
+
+    def bands(self) -> list[Named]:
+        p = self.profile
+        return self._placed(Named(f"band {k}", len(self.train) // p.bands, {"entanglement": k}) for k in range(p.bands))
+
+    def matched(self) -> list[Named]:
+        return self._placed(Named(f"matched {level}", self.profile.set_size) for level in protocol.LEVELS)
+
+    def _placed(self, sets: Iterable[Named]) -> list[Named]:
+        return [self.entangled(forget) or forget for forget in sets]
+
+    def entangled(self, forget: Named) -> None:
+        self.add("entanglement", "apart", forget)
+
+    def distance(self) -> torch.Tensor:
+        return torch.arange(len(self.train)).float()
+
+    def forget_set(self, name: str, mask: torch.Tensor) -> Named:
+        return Named(name, int(mask.sum()))
+
+    def originals(self, seeds: Iterable[int]) -> None:
         for seed in seeds:
-            yield Task("originals", "original", seed=seed)
-            for name in names:
-                yield Task("retrained", "oracle", name, self.sets[name], seed=seed)
+            self.add("originals", "original", seed=seed)
 
-    def run(self, stage: str, ways: Ways, seeds: Iterable[int], *, mia: bool = True,
-            kind: str = "run") -> Iterator[Task]:
-        for name, algorithm in ways:
-            yield from self.trained([name], seeds)
+    def oracles(self, forgets: Iterable[Named], seeds: Iterable[int]) -> None:
+        for forget in forgets:
             for seed in seeds:
-                yield Task(stage, kind, name, self.sets[name], repr(algorithm), seed, mia, algorithm)
+                self.add("retrained", "oracle", forget, seed=seed)
 
-    def tune(self, stage: str, spaces: Iterable[tuple[str, Callable, object]]) -> Iterator[Task]:
-        """As `Study.tune` with grids."""
-        for name, algorithm, space in spaces:
+    def unlearn(self, cells: Iterable[Cell], kind: str = "run") -> None:
+        for cell in cells:
+            self.originals([cell.seed])
+            self.oracles([cell.forget], [cell.seed])
+            stage = "tuning" if cell.seed in self.profile.tuning_seeds else "runs"
+            self.add(f"{self.notebook} {stage}", kind, cell.forget, cell.algorithm, cell.seed, cell.mia or kind != "run")
+
+    def watch(self, cells: Iterable[Cell]) -> None:
+        self.unlearn(cells, "dynamics")
+
+    def stream(self, forgets: list[Named], ways: Mapping[str, tuple], seeds: Iterable[int]) -> None:
+        gone = [Named(f"{k + 1} requests", sum(map(len, forgets[:k + 1]))) for k in range(len(forgets))]
+        self.oracles(gone, seeds)
+        for algorithm, renew in ways.values():
+            for seed in seeds:                               # the algorithm is told from others by when it retrains
+                self.add(f"{self.notebook} runs", "requests", replace(gone[-1], name=str(renew)), algorithm, seed)
+
+    def tune(self, spaces: Mapping) -> tuple[dict, None]:
+        for forget, algorithm, space in spaces.values():
             for setting in next(search(space)):
                 varied = algorithm
-                for of, value in setting.items():
-                    varied = vary(varied, **{of: value})
-                yield from self.run(stage, [(name, varied)], self.p.tuning_seeds, mia=False)
+                for name, value in setting.items():
+                    varied = vary(varied, **{name: value})
+                self.unlearn(Cell(forget, varied, seed, mia=False) for seed in self.profile.tuning_seeds)
+        return {name: algorithm for name, (_, algorithm, _) in spaces.items()}, None
 
-    def scores(self) -> Iterator[Task]:
-        p = self.p
-        for k in range(0, p.score_models, p.score_chunk):
-            yield Task("subset models", "bank", size=min(p.score_chunk, p.score_models - k), seed=k)
-
-    def proxies(self) -> Iterator[Task]:
-        yield Task("originals", "original", seed=0)
-        for name in PROXIES:
-            if name not in TRACED:
-                yield Task("proxies", "probed", name)
-
-    def levels(self) -> Iterator[Task]:
-        """Notebook 03: all algorithms at every level of memorization and every budget."""
-        p, levels = self.p, ("low", "medium", "high")
-        known = Study(p, quiet=True)
-        candidates = [(level, *candidate) for b in p.budgets for candidate in known.candidates(b).values()
-                      for level in levels]
-        if not self.on_file():
-            yield from self.tune("tuning", candidates)
-        yield from self.run("unlearning", [(level, way) for level, way, _ in candidates], p.seeds)
-        yield from self.run("unlearning", [(level, Keep()) for level in levels], p.seeds)
-
-    def entanglement(self) -> Iterator[Task]:
-        """Notebook 03: the paper's algorithms on sets of three entanglements, twice."""
-        p, budget = self.p, self.p.budgets[-1]
-        for kind in "band", "matched":
-            which = [name for name in self.sets if name.startswith(kind)]
-            ways = [(name, vary(way, epochs=budget), p.grid(label, budget))
-                    for label, way in p.algorithms.items() for name in which]
-            yield from self.tune("tuning", ways)
-            yield from self.run("unlearning", [(name, way) for name, way, _ in ways], p.seeds)
-            yield from self.run("unlearning", [(name, Keep()) for name in which], p.seeds)
-
-    def on_file(self) -> bool:
-        """Whether tuned values for these spaces and seeds come with the package. (That they are for these very forget
-        sets is known only when the scores are.)"""
-        try:
-            entries = tuned(self.p.name)
-        except FileNotFoundError:
-            return False
-        study = Study(self.p, quiet=True)
-        asked = {(level, name, b): [setting for settings in search(space) for setting in settings]
-                 for b in self.p.budgets for name, (_, space) in study.candidates(b).items()
-                 for level in ("low", "medium", "high")}
-        return all(key in entries and entries[key]["seeds"] == list(self.p.tuning_seeds) and settings == [
-            {k: v for k, v in trial.items() if k != "tow"} for trial in entries[key]["search"]]
-            for key, settings in asked.items())
-
-    def step(self, name: str, epochs: int | None = None):
-        return vary(self.p.algorithms[name], epochs=epochs or self.p.rum_budget)
-
-    def rum(self) -> Iterator[Task]:
-        """Notebook 04."""
-        p, refine, ways = self.p, Refine(self.score), []
-        for name in p.algorithms:
-            if name != "NegGrad":
-                step = self.step(name)
-                ways += [step, self.step(name, 3 * p.rum_budget), RUM(Shuffled(3), (step,) * 3),
-                         RUM(refine, (step,) * 3), RUM(refine, (step,) * 3, order=(2, 1, 0))]
-        pairs = [("Fine-tune", "SalUn"), ("NegGrad+", "SalUn"), ("SCRUB", "Random label"),
-                 ("Random label", "Random label"), ("SalUn", "Random label"), ("Random label", "SalUn")]
-        ways += [RUM(refine, (Keep(), *map(self.step, pair))) for pair in pairs]
-        yield from self.tune("RUM study", [("mix", way, p.rum_rates) for way in ways])
-        yield from self.run("RUM study", [("mix", way) for way in ways], p.seeds)
-        label = self.step("Random label")
-        names = ["memorization", *PROXIES, "centrality", *["noise"] * (p.data == "digits")]
-        scores = [replace(self.score, name=name, values=self.score.values + k) for k, name in enumerate(names)]
-        cut = [*map(Refine, scores), Shuffled(3)]
-        yield from self.ablated("RUM study", [RUM(parts, (Keep(), label, label), order=(2, 1, 0)) for parts in cut],
-                                p.seeds)
-
-    def verdict(self) -> Iterator[Task]:
-        """Notebook 05, first part: refinement at equal steps, on more seeds."""
-        refine, ways = Refine(self.score), []
-        for name in FEW:
-            step = self.step(name)
-            ways += [RUM(refine, (step,) * 3, order=order) for order in permutations(range(3))]
-            ways += [self.step(name, 3 * self.p.rum_budget), RUM(refine, (step,) * 3, waiting="leave_out")]
-        yield from self.ablated("verdict", ways, range(self.p.verdict_seeds))
-
-    def ablations(self) -> Iterator[Task]:
-        """Notebook 05, the rest."""
-        p, refine, down, some = self.p, Refine(self.score), (2, 1, 0), ("Fine-tune", "Random label")
-        yield from self.ablated("ablations", [RUM(Shuffled(3), (self.step(name),) * 3) for name in FEW], ())
-        yield from self.run("ablations", [("mix", RUM(Shuffled(3, seed=number), (self.step(name),) * 3))
-                                          for name in FEW for number in (1, 2, 3)], p.seeds, mia=False)
-        each = {n: max(1, round(3 * p.rum_budget / n)) for n in range(1, 6)}
-        ways = [RUM(Refine(self.score, parts=n), (self.step(name, each[n]),) * n) for name in some for n in each]
-        ways += [RUM(refine, tuple(Keep() if part == idle else self.step(name) for part in range(3)), order=down)
-                 for name in some for idle in (None, 0, 1, 2)]
-        label = self.step("Random label")
-        yield from self.ablated("ablations", ways, p.seeds)
-        watched = [RUM(refine, (Keep(), self.step("Fine-tune"), self.step("SalUn")))] + [
-            RUM(refine, (label,) * 3, order=order) for order in ((0, 1, 2), down)]
-        yield from self.ablated("ablations", watched, ())
-        yield from self.run("ablations", [("mix", way) for way in watched], p.seeds, kind="dynamics")
-        few, project = others(p)
-        rates = {"lr": p.rum_rates[-3:]}
-        for way, space in (label, {}), (few, {}), (project, {"alpha_forget": (3.0, 30.0, 300.0)}):
-            chain = RUM(refine, (Keep(), label, way), order=down)
-            yield from self.tune("ablations", [("mix", chain, rates | space)])
-            yield from self.run("ablations", [("mix", chain)], p.seeds)
-
-    def ablated(self, stage: str, ways: list[Callable], seeds: Iterable[int]) -> Iterator[Task]:
-        yield from self.tune(stage, [("mix", way, self.p.rum_rates[-3:]) for way in ways])
-        yield from self.run(stage, [("mix", way) for way in ways], seeds, mia=False)
-
-    def notebooks(self) -> dict[str, list[Task]]:
-        """Notebook -> what it asks for."""
-        p, score = self.p, list(self.scores())
-        asked = {"01_pretraining": [*self.trained(("low", "medium", "high", "mix"), p.seeds)],
-                 "02_scoring": [*self.proxies()],
-                 "03_factors": [*self.trained((), p.seeds[:1]), *self.levels(), *self.entanglement()],
-                 "04_rum": [*self.rum(), *self.levels(), *self.proxies()],
-                 "05_rum_ablations": [*self.verdict(), *self.ablations()]}
-        return {notebook: list(dict.fromkeys(score + tasks)) for notebook, tasks in asked.items()
-                if p.includes(notebook)}
+    def tune_all(self) -> tuple[dict, None]:
+        spaces = protocol.memorization_levels(self).spaces
+        return self.tune({} if on_file(self.profile, spaces) else spaces)[0] or {
+            name: algorithm for name, (_, algorithm, _) in spaces.items()}, None
 
 
-def others(p: Profile) -> tuple[TopK, ClassProjection]:
-    """Those of notebook 05 that the profile does not name."""
-    common = dict(epochs=p.rum_budget, batch_size=p.recipe.batch_size, schedule="linear", clip=5.0)
-    return (TopK(k=0.1, perturb="gauss_rel", sigma=1.5, tolerance=None, **common),
-            ClassProjection(30.0, 30.0, samples=None, granularity="examples"))
+def on_file(p: Profile, spaces: Mapping) -> bool:
+    """Whether tuned values for these spaces and seeds come with the package. (That they are for these very forget sets
+    is known only when the scores are.)"""
+    try:
+        entries = tuned(p.name)
+    except FileNotFoundError:
+        return False
+    return all(name in entries and entries[name]["seeds"] == list(p.tuning_seeds) and next(search(space)) == [
+        {k: v for k, v in trial.items() if k != "tow"} for trial in entries[name]["search"]]
+        for name, (_, _, space) in spaces.items())
 
 
-SLOW = 0.5                                                   # seconds a batch: then nothing but training is tried
+def asked(p: Profile, notebook: str) -> list[Task]:
+    """What a notebook asks for."""
+    study = Sketch(p, notebook)
+    _ = study.score
+    if notebook == "01":
+        study.oracles(study.levels().values(), p.seeds)
+        study.originals(p.seeds)
+    elif notebook == "02":
+        protocol.scores(study)
+    elif notebook == "03":
+        for level in protocol.LEVELS:
+            study.entangled(study.levels()[level])
+    elif notebook == "06":
+        sets = protocol.requests(study)
+        known, _ = study.tune(protocol.with_oracle(study, sets).spaces)
+        best = {name: algorithm for (name, *_), algorithm in known.items()}
+        study.unlearn(protocol.choosers(study, sets, best).cells({}))
+        study.stream(*protocol.deletions(study), p.seeds)
+    for table in protocol.TABLES.get(notebook, ()):
+        found = table(study)
+        chosen, _ = study.tune_all() if table is protocol.memorization_levels else study.tune(found.spaces)
+        (study.watch if table is protocol.watched else study.unlearn)(found.cells(chosen))
+    return list(study.tasks)
+
+
+# -- What passes through training -------------------------------------------------------------------------------------
+
+
 MANY = 4096                                                  # more than twice what influence unlearning looks at
-FEW = ("Fine-tune", "NegGrad+", "SCRUB", "Random label")     # one algorithm of each family
 
 
-# -- What it costs ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Spent:
-    """What passes through a model: examples forward and backward, in so many SGD steps of so many trainings; examples
-    forward only; and what is made of it: evaluations, membership attacks."""
-
-    examples: float = 0
-    steps: float = 0
-    trainings: float = 0
-    forward: float = 0
-    evaluations: float = 0
-    attacks: float = 0
-
-    def __add__(self, other: Spent) -> Spent:
-        return Spent(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-    def __mul__(self, times: float) -> Spent:
-        return Spent(*(times * getattr(self, f.name) for f in fields(self)))
-
-    __rmul__ = __mul__
-
-
-def training(n: int, recipe: Recipe) -> Spent:
-    return Spent(recipe.epochs * n, recipe.epochs * batch_count(n, recipe.batch_size), trainings=1)
-
-
-def unlearning(algorithm: Callable, forget: int, retain: int) -> Iterator[tuple[str, Spent]]:
-    """What an algorithm passes through a model, with so many examples to forget and to retain, by its name; what a RUM
-    does, step by step."""
-    if isinstance(algorithm, RUM):
-        parts = [len(part) for part in torch.arange(forget).tensor_split(len(algorithm.steps))]
-        for k, known in sequence(parts, algorithm.order, retain, algorithm.waiting):
-            yield from unlearning(algorithm.steps[k], parts[k], known)
-        return
-    if "lr=" in repr(algorithm):
-        algorithm = vary(algorithm, lr=0.001)                # costs as much, does not diverge, and is counted once
-    few, many = (_counted(algorithm, forget, min(n, retain)) for n in (MANY // 2, MANY))
+def work(does: Callable, forget: int, retain: int) -> list[tuple[Callable | str, float]]:
+    """[(algorithm, examples that it passes forward and backward)] of an algorithm, step by step if it is a RUM."""
+    if isinstance(does, RUM):
+        parts = [len(part) for part in torch.arange(forget).tensor_split(len(does.steps))]
+        return [found for k, known in sequence(parts, does.order, retain, does.waiting)
+                for found in work(does.steps[k], parts[k], known)]
+    if isinstance(does, AutoRUM):                            # it stops soon after its budget is spent
+        return [(does.candidates[0], does.budget * retain * len(does.orders or (None,)))]
+    if isinstance(does, Calibrated):                         # two trainings on about the subset of a subset model
+        return [("original", 2 * does.recipe.epochs * 0.7 * retain), *work(does.auto, forget, 0.7 * retain)]
+    if protocol.has_field(does, "lr"):
+        does = vary(does, lr=0.001)                          # costs as much, does not diverge, and is counted once
+    few, many = (counted(does, forget, min(n, retain)) for n in (MANY // 2, MANY))
     more = max(0, retain - MANY) / (MANY - MANY // 2)        # each further example is seen as often as those between
-    yield type(algorithm).__name__, many + more * (many + -1 * few)
+    return [(does, many + more * (many - few))]
 
 
 @cache
-def _counted(algorithm: Callable, forget: int, retain: int) -> Spent:
-    """Counted while it unlearns blank images."""
+def counted(algorithm: Callable, forget: int, retain: int) -> int:
+    """Examples, counted while the algorithm unlearns blank images in a network of a few weights."""
     random, n = torch.Generator().manual_seed(0), forget + retain
     blank = Examples(torch.rand(n, 1, 2, 2, generator=random), torch.arange(n) % 10)
     with cost() as spent:
         algorithm(build(partial(mlp, shape=(1, 2, 2), hidden=(4,)), 0), *blank.split(torch.arange(n) < forget), seed=0)
-    return Spent(spent.examples, spent.steps, trainings=algorithm != Keep())
+    return spent.examples
+
+
+# -- Pilots -----------------------------------------------------------------------------------------------------------
+
+
+OPERATIONS = {"cpu": 1e10, "cuda": 2e13}                     # of an epoch of a pilot, at least of 16 images
 
 
 @dataclass(frozen=True)
-class Pace:
-    """Seconds for an example forward and backward; for a step, beside its examples; for a training, beside its steps:
-    copies and checks; and for an example forward only."""
+class Pilots:
+    """What pilots took, in seconds of one worker.
 
-    example: float
-    step: float
-    training: float
-    forward: float
+    train       for one example in training: by kind of result, or by class of algorithm; "original" for all others
+    evaluation  for one example evaluated, reading and writing of the result included
+    attack      for a membership attack;  placing: for the entanglement score and the MMD of one set
+    memory      bytes that a worker holds beside the data;  source: where all this is from
+    """
 
-    def __call__(self, spent: Spent) -> float:
-        return (spent.examples * self.example + spent.steps * self.step + spent.trainings * self.training
-                + spent.forward * self.forward)
-
-    def __str__(self) -> str:
-        return (f"{self.example:.3g} s an example, {self.step:.2g} s a step, {self.training:.2g} s a training, "
-                f"{self.forward:.3g} s an example forward only")
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What one worker does: its paces of training, of subset models and of unlearning (by fine-tuning; others take so
-    many times as long: `weights`); seconds for an evaluation and for a membership attack; bytes that it holds beside
-    the data; where this is from."""
-
-    train: Pace
-    subset: Pace
-    unlearn: Pace
+    train: Mapping[str, float]
     evaluation: float
     attack: float
+    placing: float
     memory: float
     source: str
-    weights: Mapping[str, float] = field(default_factory=dict)
 
-    def seconds(self, what: str, spent: Spent) -> float:
-        """Of a kind of cell, or of an algorithm of that name."""
-        paces = {"bank": self.subset, "original": self.train, "probed": self.train, "oracle": self.train}
-        return (self.weights.get(what, 1.0) * paces.get(what, self.unlearn)(spent)
-                + spent.evaluations * self.evaluation + spent.attacks * self.attack)
+    def training(self, what: Callable | str) -> float:
+        return self.train.get(what if isinstance(what, str) else type(what).__name__, self.train["original"])
 
 
-def measured(p: Profile, workers: int) -> Rates:
-    """The rates of a worker while others work beside it, as many as this machine has; of all, the slowest."""
-    device = pick(p.device)
-    count = 1 if device.type == "cuda" else min(workers, effective_n_jobs(-1))
-    found = [rates for _, rates in engine.run(rates_here, [(p,)] * count, workers=count, gpu=device.type == "cuda")]
-    return max(found, key=lambda rates: rates.train.example + rates.train.step / p.recipe.batch_size)
+def measured(p: Profile) -> Pilots:
+    """Every kind of computation, once, by a study of random images whose trainings have one epoch."""
+    known, device = sizes(p), pick(p.device)
+    forward, most = operations(p.make_model, known.shape), OPERATIONS["cuda" if device.type == "cuda" else "cpu"]
+    n, n_test = (int(min(size, max(16, most / 3 / forward))) for size in (known.n, known.n_test))
+    slow = 3 * forward * n > 2 * most                        # then one algorithm stands for all
+    random = torch.Generator().manual_seed(0)
 
+    def images(count: int) -> Examples:
+        x = torch.rand(count, *known.shape, generator=random)
+        return Examples(x if known.width == 4 else (255 * x).byte(), torch.arange(count) % known.classes).to(device)
 
-def rates_here(p: Profile) -> Rates:
-    """Those of this process, on random images of the profile's shape: a few steps of each kind."""
-    known, device, scored = sizes(p), pick(p.device), p.scored_by
-    algorithm, model = next(iter(p.algorithms.values())), build(p.make_model, 0).to(device)
-    models = 32 if stacked(p) else AT_ONCE if device.type == "cuda" else 1
+    def taken(ask: Callable, *arguments) -> float:
+        finished()
+        clock = time.perf_counter if device.type == "cuda" else time.process_time        # others may use the CPU too
+        start = clock()
+        ask(*arguments)
+        finished()
+        return clock() - start
 
-    def images(n: int) -> Examples:
-        x = torch.rand(n, *known.shape, generator=torch.Generator().manual_seed(0))
-        return Examples(x if known.width == 4 else (255 * x).byte(), torch.arange(n) % known.classes).to(device)
-
-    def many(examples: Examples, recipe: Recipe) -> None:
-        fit_many(scored.make_model, examples, [torch.arange(len(examples))] * models, recipe, seeds=list(range(models)))
-
-    def unlearned(examples: Examples, algorithm: Algorithm) -> None:
-        algorithm(model, examples[:2], examples)
-
-    train, unlearn = pace(partial(fit, p.make_model), p, p.recipe, images), pace(unlearned, p, algorithm, images)
-    subset = pace(many, scored, scored.recipe, images)
+    ways = {}
+    for task in Plan(p, None, 1).tasks:
+        ways |= {type(does).__name__: does for does, _ in work(task.does, 8, 8) if callable(does) and does != Keep()}
+    with TemporaryDirectory() as home:
+        models = min(p.score_chunk, p.score_models)
+        study = Study(replace(p, name="pilot", recipe=replace(p.recipe, epochs=1), score_models=models, seeds=(0, 1),
+                              score_recipe=replace(p.scored_by.recipe, epochs=1), workers=1), quiet=True, home=home)
+        study.published, study._data = None, (images(n), images(n_test))
+        forget = ForgetSet("forget", torch.arange(max(2, min(n // 4, p.set_size))))
+        study.unlearn([Cell(forget, Keep(), 0, {"first": True})])        # imports, original model and oracle
+        rest = taken(study.unlearn, [Cell(forget, Keep(), 0, mia=False)])
+        train = {"original": taken(study.originals, [1]) / n,
+                 "bank": taken(getattr, study, "score") / (models * p.fraction * n)}
+        if not slow:
+            train |= {name: taken(study.proxy, name) / n for name in PROXIES if name not in TRACED}
+        for name, does in list(ways.items())[:1 if slow else None]:
+            for of in ("epochs", "lr"):
+                does = vary(does, **{of: {"epochs": 1, "lr": 0.001}[of]}) if protocol.has_field(does, of) else does
+            cell, passed = Cell(forget, does, 0, mia=False), work(does, len(forget), n - len(forget))[0][1]
+            train[name] = max(0.0, taken(study.unlearn, [cell]) - rest) / max(1, passed)
+        embedding = features(study.model(0), study.train[:2]).shape[1]
     memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
-    weights = weighed(p, model, unlearn, images) if unlearn.example * p.recipe.batch_size < SLOW else {}
-    return Rates(train, subset, unlearn, *judging(known), memory, f"measured on this machine ({device.type})",
-                 weights)
+    return Pilots(train, rest / (n + n_test), *judging(known, embedding, p.set_size, taken), memory,
+                  f"measured on this machine ({device.type}), {n} random images and one epoch each")
 
 
-def stated(p: Profile, tflops: float) -> Rates:
-    """The rates of a device that sustains so many TFLOP/s, dense products of the model alone counted."""
-    known = sizes(p)
-
-    def of(make_model: Factory) -> Pace:
-        forward = operations(make_model, known.shape) / (tflops * 1e12)
-        return Pace(3 * forward, 0.0, 0.0, forward)
-
-    train = of(p.make_model)
-    weights = sum(4 * w.numel() for w in build(p.make_model, 0).parameters())
-    return Rates(train, of(p.scored_by.make_model), train, *judging(known), 5 * weights,
-                 f"stated: {tflops:g} TFLOP/s sustained by one device, three forward passes' operations in training; "
-                 f"evaluations and attacks measured on this machine; of memory, two models, a gradient, a momentum and "
-                 f"an oracle, no activations")
-
-
-def operations(make_model: Factory, shape: tuple[int, ...]) -> float:
-    """Floating-point operations of the dense products in a forward pass of one image. Training takes three times as
-    many."""
-    two = Examples(torch.rand(2, *shape), torch.zeros(2, dtype=torch.int64))
-    return flops(lambda model, forget, retain, seed: predict(model, forget), build(make_model, 0), two, two) / 2
-
-
-def stacked(p: Profile) -> bool:
-    """Whether the subset models are trained as one."""
-    return fits_stacking(build(p.scored_by.make_model, 0))
-
-
-def pace(train: Callable, of: Profile | Retrain, how: Recipe | Algorithm, images: Callable[[int], Examples]) -> Pace:
-    """Of ``train(examples, how)``: from as many examples in batches and in quarters of batches, of half a second or so,
-    and from one batch."""
-    b = how.batch_size
-    quartered, one = replace(how, epochs=1, batch_size=max(2, b // 4)), replace(how, epochs=1)
-    train(images(b), quartered)                              # what only the first run takes: imports, allocation
-    [first] = seconds(partial(train, images(b), quartered), rounds=1)
-    few, many = images(b), images(b * max(2, min(64, int(0.5 / first))))
-    counts, ways = [], [(many, quartered), (many, one), (few, one)]
-    for way in ways:
-        with cost() as spent:
-            train(*way)
-        counts.append(spent)
-    model = build(of.make_model, 0).to(many.x.device)
-    quarters, whole, single, forward = seconds(*(partial(train, *way) for way in ways), partial(predict, model, many),
-                                               rounds=5 if first < 0.5 else 1)
-    step = max(0.0, quarters - whole) / (counts[0].steps - counts[1].steps)
-    example = (whole - single - step * (counts[1].steps - counts[2].steps)) / (counts[1].examples - counts[2].examples)
-    start = single - step * counts[2].steps - example * counts[2].examples
-    return Pace(max(0.0, example), step, max(0.0, start), forward / len(many))
-
-
-def weighed(p: Profile, model: nn.Module, pace: Pace, images: Callable[[int], Examples]) -> dict[str, float]:
-    """How much longer algorithms take than what they pass through the model says: a teacher's passes, gradients of
-    single examples, two sets in a step."""
-    found = {}
-    forget, retain = images(p.recipe.batch_size), images(8 * p.recipe.batch_size)
-    for algorithm in [*p.algorithms.values(), *(further for further, _ in p.further.values()), *others(p)]:
-        for name, value in {"lr": 0.001, "epochs": 1}.items():
-            algorithm = vary(algorithm, **{name: value}) if f"{name}=" in repr(algorithm) else algorithm
-        [(name, spent)] = unlearning(algorithm, len(forget), len(retain))
-        algorithm(model, forget, retain, seed=0)
-        [taken] = seconds(partial(algorithm, model, forget, retain, seed=0))
-        found[name] = taken / pace(spent)
-    return found
-
-
-def judging(known: Sizes) -> tuple[float, float]:
-    """Seconds of an evaluation beside the oracle, from logits that are there, and of a membership attack. The one takes
-    so much for an example; the other the square of the number of test images, of which there are as many members."""
-    n, n_test, random = min(known.n, 20_000), min(known.n_test, 2000), torch.Generator().manual_seed(0)
-    sets = [Examples(torch.zeros(k, 1, 1, 1), torch.zeros(k, dtype=torch.int64)) for k in (n // 10, n, n_test)]
+def judging(known: Sizes, width: int, size: int, taken: Callable) -> tuple[float, float]:
+    """Seconds of a membership attack, which grow with the square of the number of test images; and of placing a set,
+    which grow with the square of the number of training images."""
+    n, n_test, random = min(known.n, 2000), min(known.n_test, 2000), torch.Generator().manual_seed(0)
+    sets = [Examples(torch.zeros(k, 1), torch.zeros(k, dtype=torch.int64)) for k in (size, n_test, n_test)]
     logits = [torch.randn(len(part), known.classes, generator=random) for part in sets]
     for surer, one in zip((1.0, 3.0, 2.0), logits, strict=True):
         one[:, 0] += surer                                   # of the images that a model was trained on
+    embedding = torch.randn(n, width, generator=random)
+    evaluation(logits, sets)                                 # imports
+    attack = taken(evaluation, logits, sets)
+    placing = taken(lambda: (entanglement(embedding[size:], embedding[:size]), mmd(embedding[size:], embedding[:size])))
+    return attack * (known.n_test / n_test) ** 2, placing * (known.n / n) ** 2
 
-    def judge(mia: bool) -> None:
-        evaluation(logits, sets, mia=mia)
-        for one in logits:
-            jensen_shannon(one.softmax(1), one.flip(1).softmax(1))
 
-    judge(True)                                              # imports
-    with_, without = seconds(partial(judge, True), partial(judge, False))
-    return without * known.n / n, (with_ - without) * (known.n_test / n_test) ** 2
+def stated(p: Profile, tflops: float) -> Pilots:
+    """A device that sustains so many TFLOP/s: dense products alone are counted, three forward passes in training."""
+    known = sizes(p)
+    forward, scored = (operations(make, known.shape) / (tflops * 1e12) for make in (p.make_model, p.scored_by.make_model))
+    weights = [w for w in build(p.make_model, 0).parameters()]
+
+    def taken(ask: Callable, *arguments) -> float:
+        start = time.perf_counter()
+        ask(*arguments)
+        return time.perf_counter() - start
+
+    return Pilots({"original": 3 * forward, "bank": 3 * scored}, forward,
+                  *judging(known, weights[-2].shape[-1], p.set_size, taken), 20 * sum(w.numel() for w in weights),
+                  f"stated: {tflops:g} TFLOP/s sustained by one device; attacks and the placing of sets measured on "
+                  f"this machine; of memory, two models, a gradient, a momentum and an oracle, no activations")
+
+
+def operations(make_model: Factory, shape: tuple[int, ...]) -> float:
+    """Floating-point operations of the dense products in a forward pass of one image."""
+    two = Examples(torch.rand(2, *shape), torch.zeros(2, dtype=torch.int64))
+    return flops(lambda model, forget, retain, seed: predict(model, forget), build(make_model, 0), two, two) / 2
 
 
 # -- The plan ---------------------------------------------------------------------------------------------------------
@@ -498,12 +397,11 @@ def judging(known: Sizes) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the study of a profile takes on `devices` workers (processes of one thread, or GPUs) with these rates."""
+    """What the study of a profile costs on `devices` workers: processes of one thread, or GPUs."""
 
     p: Profile
-    rates: Rates
+    pilots: Pilots | None
     devices: int
-    score: Score = ANY
 
     def __post_init__(self):
         if self.devices < 1:
@@ -511,8 +409,48 @@ class Plan:
                              f"{self.devices}")
 
     @cached_property
-    def stacked(self) -> bool:
-        return stacked(self.p)
+    def notebooks(self) -> dict[str, list[Task]]:
+        """Number of a notebook -> what it asks for."""
+        return {number: asked(self.p, number) for number in ("01", "02", "03", "04", "05", "06")
+                if self.p.includes(number)}
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """Every result once."""
+        return list(dict.fromkeys(task for tasks in self.notebooks.values() for task in tasks))
+
+    def trained(self, task: Task) -> list[tuple[Callable | str, float]]:
+        """[(what trains, examples)] of a result."""
+        p, n = self.p, sizes(self.p).n
+        match task.kind:
+            case "bank":
+                return [("bank", p.scored_by.recipe.epochs * p.fraction * n * task.size)]
+            case "original" | "oracle":
+                return [("original", p.recipe.epochs * (n - task.size))]
+            case "probed":
+                return [(task.forget, p.recipe.epochs * n)]
+            case "requests":                                 # eight of them; retrained as often as is known before
+                again = 8 // int(task.forget) if task.forget.isdecimal() else 0
+                return [*8 * work(task.does, task.size // 8, n - task.size // 2),
+                        ("original", again * p.recipe.epochs * (n - task.size // 2))]
+            case "apart":
+                return []
+        return work(task.does, task.size, n - task.size)
+
+    def seconds(self, task: Task) -> tuple[float, float]:
+        """Of one worker, for training and for everything else."""
+        known, r = sizes(self.p), self.pilots
+        train = sum(examples * r.training(what) for what, examples in self.trained(task))
+        times = {"run": 1, "oracle": 1, "dynamics": 2 + (len(task.does.steps) if task.kind == "dynamics" else 0), "requests": 8}
+        judged = times.get(task.kind, 0) * (known.n + known.n_test) * r.evaluation
+        attacks = {"oracle": 1, "run": task.mia, "requests": 8}.get(task.kind, 0)
+        return train, judged + attacks * r.attack + (task.kind == "apart") * r.placing
+
+    def disk(self, task: Task) -> float:
+        """Bytes that a result leaves."""
+        n, weights = sizes(self.p).n, self.weights
+        return 3000 + {"bank": 4 * n * task.size, "original": weights + 20 * n, "probed": 4 * n,
+                       "oracle": weights + 8 * task.size}.get(task.kind, 0)
 
     @cached_property
     def weights(self) -> int:
@@ -520,120 +458,61 @@ class Plan:
         return sum(w.numel() * w.element_size() for w in build(self.p.make_model, 0).state_dict().values())
 
     @cached_property
-    def notebooks(self) -> dict[str, list[Task]]:
-        return Asking(self.p, self.score).notebooks()
-
-    @cached_property
-    def tasks(self) -> list[Task]:
-        """Every cell once."""
-        return list(dict.fromkeys(task for tasks in self.notebooks.values() for task in tasks))
-
-    def trained(self, task: Task) -> list[tuple[str, Spent]]:
-        """What a cell passes through models in order to train them, by its kind or, step by step, by algorithm."""
-        p, n = self.p, sizes(self.p).n
-        match task.kind:
-            case "bank":
-                one = training(round(p.fraction * n), p.scored_by.recipe)
-                spent = replace(task.size * one, trainings=1, steps=one.steps) if self.stacked else task.size * one
-            case "original":
-                spent = training(n, p.recipe)
-            case "oracle":
-                spent = training(n - task.size, p.recipe)
-            case "probed" if task.forget == "loss_curvature":
-                spent = 2 * training(n, p.recipe)            # it doubles the passes
-            case "probed":                                   # two models, each tuned further on what it has not seen
-                tenth = round(n / 10)
-                spent = 2 * (training(n - tenth, p.recipe)
-                             + training(tenth, replace(HOLDOUT, batch_size=p.recipe.batch_size)))
-            case _:
-                return list(unlearning(task.does, task.size, n - task.size))
-        return [(task.kind, spent)]
-
-    def evaluated(self, task: Task) -> Spent:
-        """What a cell passes forward in order to evaluate models, and how often it does."""
-        known = sizes(self.p)
-        match task.kind:
-            case "bank":
-                return Spent(forward=known.n * task.size)
-            case "original":
-                return Spent()
-            case "oracle":                                   # runs ask for its answers once more
-                return Spent(forward=2 * (known.n + known.n_test), evaluations=1, attacks=1)
-            case "probed":
-                return Spent(forward=4 * known.n * (task.forget == "holdout_retraining"))
-        times = 1 if task.kind == "run" else 2 + len(task.does.steps)    # before, after each step, the oracle
-        return Spent(forward=times * (known.n + known.n_test), evaluations=times,
-                     attacks=task.mia and task.kind == "run")
-
-    def disk(self, task: Task) -> float:
-        """Bytes that a cell leaves."""
-        n = sizes(self.p).n
-        return 3000 + {"bank": 4 * n * task.size, "original": self.weights + 20 * n, "probed": 4 * n,
-                       "oracle": self.weights + 8 * task.size}.get(task.kind, 0)
-
-    @cached_property
-    def cells(self) -> pd.DataFrame:
-        """One row per cell: stage, kind, models that it trains, examples passed forward and backward in millions, hours
-        of one worker for training and for evaluation, gigabytes that it leaves on disk."""
-        rows = []
-        for task in self.tasks:
-            trained = self.trained(task)
-            train = sum(self.rates.seconds(*part) for part in trained) / 3600
-            judge = self.rates.seconds(task.kind, self.evaluated(task)) / 3600
-            examples = sum(spent.examples for _, spent in trained) / 1e6
-            models = {"bank": task.size, "probed": 1 + (task.forget == "holdout_retraining")}.get(task.kind, 1)
-            rows.append((task.stage, task.kind, models, examples, train, judge, self.disk(task) / 1e9))
-        return pd.DataFrame(rows, columns=["stage", "kind", "models", "M examples", "training h", "evaluation h", "GB"])
+    def results(self) -> pd.DataFrame:
+        """One row per result: stage, kind, models that it trains, core hours of training and of everything else, and
+        gigabytes on disk."""
+        models = {"probed": 1, "apart": 0}
+        return pd.DataFrame([(task.stage, task.kind, task.size if task.kind == "bank" else models.get(task.kind, 1),
+                              *(seconds / 3600 for seconds in self.seconds(task)), self.disk(task) / 1e9)
+                             for task in self.tasks],
+                            columns=["stage", "kind", "models", "training h", "other h", "GB"])
 
     @cached_property
     def hours(self) -> float:
-        """Of all workers together, one after the other."""
-        return float(self.cells[["training h", "evaluation h"]].sum().sum())
+        """Core hours of everything."""
+        return float(self.results[["training h", "other h"]].sum().sum())
 
     def table(self) -> pd.DataFrame:
         """One row per stage, and their sum. `wall h` is that of the stage on all workers: never less than its longest
-        cell takes."""
-        hours = self.cells["training h"] + self.cells["evaluation h"]
-        groups = self.cells.assign(hours=hours).groupby("stage", sort=False)
-        table = groups[["models", "M examples", "training h", "evaluation h", "GB"]].sum()
-        table.insert(0, "cells", groups.size())
+        result takes."""
+        hours = self.results["training h"] + self.results["other h"]
+        groups = self.results.assign(hours=hours).groupby("stage", sort=False)
+        table = groups[["models", "training h", "other h", "GB"]].sum()
+        table.insert(0, "results", groups.size())
         table["wall h"] = (groups["hours"].sum() / self.devices).clip(lower=groups["hours"].max())
-        table = table.reindex([stage for stage in STAGES if stage in table.index])
         table.loc["all"] = table.sum()
-        return table.astype({"cells": int, "models": int})
+        return table.astype({"results": int, "models": int})
 
     @property
     def memory(self) -> float:
         """Bytes on one worker, data included."""
-        return self.rates.memory + sizes(self.p).bytes
+        return self.pilots.memory + sizes(self.p).bytes
 
     def assumptions(self) -> list[str]:
-        r, p, known = self.rates, self.p, sizes(self.p)
-        read = "the values on file are read" if Asking(p).on_file() else "all values are searched"
+        r, p, known = self.pilots, self.p, sizes(self.p)
+        rates = ", ".join(f"{name} {value / r.train['original']:.2f}" for name, value in r.train.items())
         return [
             f"{known.n:,} training and {known.n_test:,} test images of {known.shape}, {describe(p.make_model)}, "
             f"{p.recipe}",
             f"subset models: {p.score_models} of {describe(p.scored_by.make_model)}, {p.scored_by.recipe}",
-            f"rates {r.source}",
-            f"training: {r.train}; unlearning: {r.unlearn}; subset models: {r.subset}; an evaluation: "
-            f"{r.evaluation:.2g} s, a membership attack {r.attack:.2g} s more",
-            f"{self.devices} workers, cells independent of each other, none waiting for data or for others but at the "
-            f"end of a stage",
-            f"notebooks 01 to 05 with {len(p.seeds)} seeds and {len(p.tuning_seeds)} for tuning ({read}); 06 to 08 and "
-            f"what notebooks draw and print are not in it",
-            "algorithms take longer than fine-tuning would with the same examples by: " + (", ".join(
-                f"{name} {weight:.2f}" for name, weight in r.weights.items()) or "nothing, not measured")]
+            f"pilots {r.source}",
+            f"an example takes {r.train['original']:.3g} s in training and {r.evaluation:.3g} s in an evaluation; a "
+            f"membership attack takes {r.attack:.2g} s, the placing of a set {r.placing:.2g} s",
+            f"an example in training, against one of the original's: {rates}",
+            f"{self.devices} workers that never wait for data, and for each other only at the end of a stage",
+            f"notebooks 01 to 06 with {len(p.seeds)} reporting and {len(p.tuning_seeds)} tuning seeds; not 07 to 10, "
+            f"and not what notebooks draw and print"]
 
 
 def recorded(plan: Plan) -> pd.DataFrame | None:
-    """Beside what cells of a kind take by the plan, what finished ones took; None if there are none."""
+    """By kind: results planned and done, and the seconds of one; None if none is done."""
     study = Study(plan.p, quiet=True)
     if not study.store.folder.is_dir():
         return None
-    cells, hours = survey(study), plan.cells[["training h", "evaluation h"]].sum(axis=1)
-    planned = (3600 * hours).groupby(plan.cells["kind"], sort=False).agg(["size", "mean"])
-    done = cells[cells["state"] == "done"].groupby("kind")["seconds"].agg(["size", "mean"])
-    return planned.join(done, lsuffix=" planned", rsuffix=" recorded").dropna()
+    found, hours = survey(study), plan.results[["training h", "other h"]].sum(axis=1)
+    planned = (3600 * hours).groupby(plan.results["kind"], sort=False).agg(["size", "mean"])
+    done = found[found["state"] == "done"].groupby("kind")["seconds"].agg(["size", "mean"])
+    return planned.join(done, lsuffix=" planned", rsuffix=" done").dropna()
 
 
 # -- ImageNet ---------------------------------------------------------------------------------------------------------
@@ -669,13 +548,13 @@ def main(which: str = "laptop", *options: str) -> None:
     tflops = number("tflops", given["tflops"], float) if given.get("tflops") else None
     here = 1 if tflops or pick(p.device).type == "cuda" else effective_n_jobs(p.workers)
     devices = number("devices", given["devices"], int) if given.get("devices") else here
-    plan = Plan(p, measured(p, devices) if tflops is None else stated(p, tflops), devices)
+    plan = Plan(p, measured(p) if tflops is None else stated(p, tflops), devices)
     print(plan.table().round(3).to_string())
     print(f"memory of one worker: {plan.memory / 1e9:.2g} GB, data {sizes(p).bytes / 1e9:.2g} GB of it")
     print(*(f"- {line}" for line in plan.assumptions()), sep="\n")
     known = recorded(plan) if tflops is None else None
     if known is not None:
-        print(f"finished cells, mean seconds:\n{known.round(4).to_string()}")
+        print(f"results by kind, mean seconds:\n{known.round(4).to_string()}")
 
 
 def number(name: str, text: str, kind: type) -> float:
@@ -690,9 +569,7 @@ def number(name: str, text: str, kind: type) -> float:
 
 
 if __name__ == "__main__":
-    from rumlib.lab import plan  # by this name, and not as __main__, workers find its functions
-
     try:
-        plan.main(*sys.argv[1:])
+        main(*sys.argv[1:])
     except (ValueError, FileNotFoundError) as problem:
         sys.exit(f"{problem}")

@@ -21,7 +21,6 @@ results come from strangers, so all is checked before any of it is used: names, 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import re
 import sys
@@ -34,16 +33,22 @@ import safetensors.torch
 from torch import Tensor
 
 from rumlib.data import label_hash
-from rumlib.lab import files
+from rumlib.lab import files, settings
+from rumlib.lab.check import survey
+from rumlib.lab.codehash import codes, differences, digest_of
+from rumlib.lab.computations import KINDS
 from rumlib.lab.files import brief
-from rumlib.lab.memo import NotPublished, differences, digest_of, memoized, put
+from rumlib.lab.memo import NotPublished
 from rumlib.lab.profiles import profile
+from rumlib.lab.provenance import provenance
+from rumlib.lab.store import put
+from rumlib.lab.study import Study
 
 FORMAT = 2                                                   # of the files; 1 had older names, see RENAMED
 LIMIT = 16 * 2**20                                           # bytes of a file: what hosts of code and reviewers take
 LINE = 2**20                                                 # bytes of a result without its tensors
 HEADER = 1024                                                # bytes for the name, dtype and shape of a tensor
-MANIFEST, UNPACKED = "manifest.json", "unpacked.json"        # the second: as a notebook that asked for all unpacked
+MANIFEST, UNPACKED = "manifest.json", "unpacked.json"
 NAMED = re.compile(r"cells-\d{3}\.jsonl|tensors-\d{3}\.safetensors")
 ORIGIN = {"format": int, "profile": str, "studies": dict, "cells": dict, "files": dict}
 RESULT = {"what": str, "study": str, "code": str, "arguments": dict, "values": dict, "seconds": (int, float),
@@ -85,15 +90,6 @@ def _own_name(dotted: object) -> str:
     parts = str(dotted).split(".")
     starts = [k for k, part in enumerate(parts[:-1]) if part[:1].isupper() or parts[k + 1] == "<locals>"]
     return ".".join(parts[min(starts, default=-1):])
-
-
-@cache
-def kinds() -> frozenset[str]:
-    """The kinds of results that there are."""
-    from rumlib.lab.study import Study  # here: a study opens results
-
-    return frozenset(RENAMED.get(name, name) for name, _ in inspect.getmembers(
-        Study, lambda member: isinstance(member, memoized)))
 
 
 # -- Written ----------------------------------------------------------------------------------------------------------
@@ -214,8 +210,8 @@ class Published:
         """(identity, what its tensors are named by, what its line says)."""
         where = f"a result in {self.folder}"
         line = files.check(files.parse(text, where), RESULT, where)
-        if RENAMED.get(line["what"], line["what"]) not in kinds():
-            raise ValueError(f"{where} is of kind {brief(line['what'])}; kinds are {', '.join(sorted(kinds()))}")
+        if RENAMED.get(line["what"], line["what"]) not in KINDS:
+            raise ValueError(f"{where} is of kind {brief(line['what'])}; kinds are {', '.join(sorted(KINDS))}")
         if line["study"] not in self.manifest["studies"]:
             raise ValueError(f"{where} is of study {brief(line['study'])}, which the {MANIFEST} does not name")
         files.check(line["values"], {name: kind for name, kind in (("tensors", dict), ("large", str))
@@ -276,29 +272,23 @@ opened = cache(Published)                                    # the results in a 
 # -- Commands ---------------------------------------------------------------------------------------------------------
 
 
-def studies(which: str, home: Path, *, asked: bool = True) -> list:
-    """A profile's own study and that of whole classes; those that a notebook has asked for results, or both."""
-    from rumlib.lab.study import Study
-
-    found = [Study(p, quiet=True, home=home) for p in (profile(which), profile(which).for_classes())]
-    return [study for study in found if study.manifest.parent.exists() or not asked]
+def studies(which: str, home: Path) -> list[Study]:
+    """A profile's own study and that of whole classes."""
+    return [Study(p, quiet=True, home=home) for p in (profile(which), profile(which).for_classes())]
 
 
 def publish(which: str, home: Path) -> tuple[Path, dict, int]:
     """Pack the finished results of a profile. Returns the folder, the manifest, and how many were asked for and are not
     there. Raises ValueError if none is."""
-    from rumlib.lab.check import survey
-
-    results, missing, asking = [], 0, studies(which, home)
+    results, missing, asking = [], 0, [s for s in studies(which, home) if s.manifest.parent.exists()]
     for study in asking:
-        table = survey(study)
-        done = table["asked"] & (table["state"] == "done")
-        found = (study.store.read(*name) for name in table.loc[done, ["kind", "key"]].itertuples(index=False))
+        rows = survey(study.store.folder.parent)
+        found = (study.store.read(row["kind"], row["key"]) for row in rows if row["state"] == "done")
         results += [result for result in found if result is not None]            # a damaged one was set aside
-        missing += int((table["asked"] & table["state"].isin(["missing", "failed"])).sum())
+        missing += sum(row["state"] in ("missing", "failed", "damaged") for row in rows)
     if not results:
         raise ValueError(f"nothing is finished that could be published: make paper PROFILE={which}")
-    told, named = asking[0].provenance(), {study.profile.name: study for study in asking}
+    told, named = provenance(asking[0]), {study.profile.name: study for study in asking}
     kept = ("profile", "commit", "dirty", "device", "machine", "versions", "code", "lock")
     origin = {**{name: told[name] for name in kept},
               "made": sorted({" ".join(result["made"].values()) for result in results}),
@@ -314,29 +304,28 @@ def unpack(which: str, folder: Path, home: Path) -> tuple[int, int]:
     """Put published results among the finished ones of a profile, those that are not there. Returns how many these are,
     and how many of all the present code, data and device ask for. Raises ValueError where they are of another profile.
     """
-    from rumlib.lab.check import survey
-
     published, added, present = Published(folder), 0, 0      # all of it is checked before anything is written
     if (other := published.manifest["profile"]) != which:
         raise ValueError(f"the results in {folder} are of profile {brief(other)}, not {which!r}")
-    for study in studies(which, home, asked=False):
+    for study in studies(which, home):
         found = {(result["identity"]["what"], digest_of(result["identity"])): result
                  for name, result in published if name == study.profile.name}
         new = [name for name in found if not study.store.path(*name).exists()]
         for kind, key in new:
             study.store.keep(kind, found[kind, key])
         added += len(new)
-        if found:
-            put(study.manifest.with_name(UNPACKED), json.dumps({"cells": list(found)}).encode())
-            states = survey(study).set_index(["kind", "key"]).loc[list(found), "state"]
-            present += int((states == "done").sum())
+        own = {name: one for name, one in found.items() if one["identity"]["study"] == study.identity} if found else {}
+        if own:                                              # as a notebook that has asked for them
+            told = {"study": study.identity, "codes": codes([one["identity"] for one in own.values()]),
+                    "results": [[*name, one["seconds"], *codes(one["identity"])] for name, one in own.items()]}
+            put(study.manifest.with_name(UNPACKED), json.dumps(told).encode())
+            states = {(row["kind"], row["key"]): row["state"] for row in survey(study.store.folder.parent)}
+            present += sum(states[name] == "done" for name in own)
     return added, present
 
 
 def main(which: str = "laptop", folder: str = "") -> None:
-    from rumlib.lab.study import find_home
-
-    home = find_home()
+    home = settings.home()
     if folder:
         added, present = unpack(which, Path(folder), home)
         print(f"{added} results unpacked into {home}/runs/{which}/; of those in {folder} the present code, data and "

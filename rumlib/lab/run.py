@@ -28,11 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rumlib.device import pick
-from rumlib.lab import engine, files
+from rumlib.lab import engine, files, settings
 from rumlib.lab.check import survey
 from rumlib.lab.profiles import profile
-from rumlib.lab.results import Published, studies
-from rumlib.lab.study import find_home
+from rumlib.lab.results import Published
 
 SIDE_BY_SIDE = (os.cpu_count() or 1) + 1                     # notebooks at a time; those of a profile take turns
 ON_CUDA = 4                                                  # each has a context there, which takes half a gigabyte
@@ -166,17 +165,18 @@ def say_why(ends: Mapping[str, tuple[str, str]], runs: list[Run], home: Path) ->
     if {kind for kind, _ in ends.values()} != {"TimeIsUp"}:
         sys.exit(1)
     for which in dict.fromkeys(run.profile for run in runs):
-        for study in studies(which, home):
-            cells = survey(study)
-            missing = cells[cells["asked"] & cells["state"].isin(["missing", "failed"])]
-            print(f"{study.profile.name}: {(cells['state'] == 'done').sum()} cells done; of those asked for so far "
-                  f"{len(missing)} are left, by what others took {missing['seconds'].sum() / 60:.0f} minutes of one "
-                  f"core (make status PROFILE={study.profile.name})")
+        for name in (profile(which).name, profile(which).for_classes().name):
+            rows = survey(home / "runs" / name)
+            missing = [row["seconds"] or 0 for row in rows if row["state"] in ("missing", "failed", "damaged")]
+            if rows:
+                print(f"{name}: {sum(row['state'] == 'done' for row in rows)} results done; of those asked for so far "
+                      f"{len(missing)} are left, by what others took {sum(missing) / 60:.0f} minutes of one core (make "
+                      f"status PROFILE={name})")
     sys.exit(LEFT)
 
 
 def main(profiles: str = "laptop", seeds: str = "", minutes: str = "", published: str = "") -> None:
-    home, told = find_home(), {}
+    home, told = settings.home(), {}
     if not seeds.replace(" ", "").isdecimal() and seeds:
         raise ValueError(f"SEEDS must be numbers of seeds, as in SEEDS='2 4'; got {seeds!r}")
     if minutes and published:
