@@ -15,7 +15,8 @@ from torch.utils.data import IterableDataset, TensorDataset
 from torchvision.models import resnet18
 
 import rumlib as rum
-from rumlib.lab.memo import digest_of
+from rumlib.lab import Card, ForgetSet
+from rumlib.lab.codehash import digest_of
 
 make_model = partial(resnet18, num_classes=3)
 finetune = rum.Finetune(epochs=1, lr=0.01, batch_size=3)
@@ -42,7 +43,7 @@ class Photographs:
 
 def test_a_dataset_of_photographs_becomes_examples_of_bytes():
     dataset = Photographs()
-    train = rum.from_dataset(dataset)
+    train = rum.datasets.from_dataset(dataset)
     assert (train.x.dtype, train.names, train.y.tolist()) == (torch.uint8, dataset.classes, [0, 1, 2] * 4)
     assert torch.equal(train.x.permute(0, 2, 3, 1), torch.tensor(dataset.pixels))
     assert train.index.tolist() == list(range(12))
@@ -50,7 +51,7 @@ def test_a_dataset_of_photographs_becomes_examples_of_bytes():
 
 def test_a_dataset_of_tensors_keeps_their_dtype_and_may_have_its_own_ids():
     x, y = torch.rand(5, 1, 4, 4), torch.arange(5)
-    train = rum.from_dataset(TensorDataset(x, y), index=y + 70, limit=5 * 16 * 4)
+    train = rum.datasets.from_dataset(TensorDataset(x, y), index=y + 70, limit=5 * 16 * 4)
     assert train.digest == rum.Examples(x, y, y + 70).digest
 
 
@@ -75,7 +76,7 @@ DATASETS = {
 @pytest.mark.parametrize("dataset, options, error, words", DATASETS.values(), ids=DATASETS)
 def test_a_dataset_that_does_not_fit_is_refused(dataset, options, error, words):
     with pytest.raises(error, match=words):
-        rum.from_dataset(dataset, **options)
+        rum.datasets.from_dataset(dataset, **options)
 
 
 # -- Cards ------------------------------------------------------------------------------------------------------------
@@ -86,19 +87,19 @@ def example(tmp_path_factory):
     """The worked example, from beginning to end: (folder, unlearned model, its card, forget, retain)."""
     folder = tmp_path_factory.mktemp("mine")
     (folder / "forget.csv").write_text("id\n2\n7\n9\n")
-    train, model = rum.from_dataset(Photographs()), rum.build(make_model, 0).eval()
-    forget, retain = train.split(rum.forget_ids(folder / "forget.csv", train))
-    with rum.cost() as spent:
+    train, model = rum.datasets.from_dataset(Photographs()), rum.models.build(make_model, 0).eval()
+    forget, retain = train.split(rum.datasets.forget_ids(folder / "forget.csv", train))
+    with rum.train.cost() as spent:
         unlearned = finetune(model, forget, retain, seed=3)
-    metrics = {**rum.accuracies(unlearned, {"forget": forget, "retain": retain}), "mia": float("nan")}
-    card = rum.Card.of(finetune, forget, retain, network=make_model, seed=3, spent=spent, metrics=metrics,
+    metrics = {**rum.metrics.accuracies(unlearned, {"forget": forget, "retain": retain}), "mia": float("nan")}
+    card = Card.of(finetune, forget, retain, network=make_model, seed=3, spent=spent, metrics=metrics,
                        limits=("Twelve images only.",))
     return card.save(unlearned, folder / "unlearned"), unlearned, card, forget, retain
 
 
 def test_a_card_and_its_weights_come_back(example):
     folder, unlearned, card, *_ = example
-    model, found = rum.Card.load(folder, make_model)
+    model, found = Card.load(folder, make_model)
     assert found == card and not model.training
     assert all(torch.equal(value, unlearned.state_dict()[name]) for name, value in model.state_dict().items())
 
@@ -107,7 +108,7 @@ def test_a_card_says_what_was_done(example):
     folder, unlearned, _, forget, retain = example
     card = json.loads((folder / "card.json").read_text())
     assert card["forgotten"] == {"count": 3, "classes": {"0": 1, "1": 1, "2": 1}, "content": forget.digest,
-                                 "index": rum.ForgetSet("mine", torch.tensor([2, 7, 9])).digest,
+                                 "index": ForgetSet("mine", torch.tensor([2, 7, 9])).digest,
                                  "first": [2, 7]}
     assert card["retained"]["count"] == 9 and card["retained"]["content"] == retain.digest
     assert (card["algorithm"], card["seed"], card["network"]) == (repr(finetune), 3, "resnet18(num_classes=3)")
@@ -135,13 +136,13 @@ def test_weights_that_are_shared_are_kept(example, tmp_path):
         return model
 
     model = tied()
-    found, _ = rum.Card.load(example[2].save(model, tmp_path), tied)
+    found, _ = Card.load(example[2].save(model, tmp_path), tied)
     assert torch.equal(found[1].weight, model[1].weight) and found[1].weight is found[2].weight
 
 
 def test_a_saved_model_replaces_the_one_before(example, tmp_path):
     folder, unlearned, card, *_ = example
-    other = rum.build(make_model, 1)
+    other = rum.models.build(make_model, 1)
     for model in (other, unlearned):
         card.save(model, tmp_path, replace=True)
     assert [(tmp_path / name).read_bytes() for name in ("card.json", "weights.safetensors")] == [
@@ -154,7 +155,7 @@ def test_a_saved_model_replaces_the_one_before(example, tmp_path):
 def small_card(example, **changes):
     usual = dict(algorithm=finetune, forget=example[3], retain=example[4], network=make_model, seed=0,
                  spent=rum.train.Cost(), metrics={"tow": 1.0})
-    return rum.Card.of(**{**usual, **changes})
+    return Card.of(**{**usual, **changes})
 
 
 def test_what_has_no_number_is_null_and_a_word(example, tmp_path):
@@ -164,7 +165,7 @@ def test_what_has_no_number_is_null_and_a_word(example, tmp_path):
     assert kept["metrics"] == {"tow": 0.5, "acceleration": None, "mia": None}
     assert kept["remarks"] == {"acceleration": "infinite", "mia": "not measured"}
     assert "| acceleration | infinite |" in card.markdown() and "| mia | not measured |" in card.markdown()
-    assert rum.Card.load(tmp_path, make_model)[1] == card
+    assert Card.load(tmp_path, make_model)[1] == card
 
 
 @pytest.mark.parametrize("seed", [np.int64(3), np.uint8(3), torch.tensor(3)], ids=repr)
@@ -176,7 +177,7 @@ def test_a_seed_of_any_integer_type_is_the_same_seed(seed, example):
                          ids=["DataParallel", "as torch.compile does"])
 def test_a_model_behind_a_wrapper_is_saved_under_its_own_names(wrap, example, tmp_path):
     folder = small_card(example).save(wrap(example[1]), tmp_path)
-    model, _ = rum.Card.load(folder, make_model)
+    model, _ = Card.load(folder, make_model)
     assert all(torch.equal(value, example[1].state_dict()[name]) for name, value in model.state_dict().items())
 
 
@@ -191,7 +192,7 @@ def test_a_card_repeats_the_first_ids_of_a_request_and_never_all(ids, first, exa
 
 def test_loading_leaves_the_random_state_as_it_was(example):
     before = torch.random.get_rng_state()
-    rum.Card.load(example[0], make_model)
+    Card.load(example[0], make_model)
     assert torch.equal(before, torch.random.get_rng_state())
 
 
@@ -200,7 +201,7 @@ def test_a_card_of_an_older_version_has_no_remarks(example, tmp_path):
     kept = json.loads((folder / "card.json").read_text())
     del kept["remarks"], kept["checksum"], kept["forgotten"]["first"]
     (folder / "card.json").write_text(json.dumps({**kept, "checksum": digest_of(kept)}))
-    found = rum.Card.load(folder, make_model)[1]
+    found = Card.load(folder, make_model)[1]
     assert found.remarks == {} and found.metrics == example[2].metrics
 
 
@@ -229,13 +230,14 @@ def test_a_damaged_card_is_refused(name, damage, words, example, tmp_path):
     folder = example[2].save(example[1], tmp_path / "mine")
     damage(folder / name)
     with pytest.raises((ValueError, FileNotFoundError), match=words):
-        rum.Card.load(folder, make_model)
+        Card.load(folder, make_model)
 
 
-@pytest.mark.parametrize("network", [partial(resnet18, num_classes=4), partial(rum.mlp, shape=(3, 16, 16), classes=3)])
+@pytest.mark.parametrize("network", [partial(resnet18, num_classes=4),
+                                     partial(rum.models.mlp, shape=(3, 16, 16), classes=3)])
 def test_weights_of_another_network_are_refused(network, example):
     with pytest.raises(ValueError, match=r"are of resnet18\(num_classes=3\), and .* makes another network"):
-        rum.Card.load(example[0], network)
+        Card.load(example[0], network)
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -245,7 +247,7 @@ def test_a_card_that_would_say_too_little_is_refused(changes, words, example):
     usual = dict(algorithm=finetune, forget=example[3], retain=example[4], network=make_model, seed=0,
                  spent=rum.train.Cost(), metrics={"tow": 1.0})
     with pytest.raises(ValueError, match=words):
-        rum.Card.of(**{**usual, **changes})
+        Card.of(**{**usual, **changes})
 
 
 def test_a_card_holds_plain_values(example):

@@ -16,8 +16,9 @@ import pytest
 from papermill.exceptions import PapermillExecutionError
 
 import rumlib as rum
-from rumlib.lab import files, run
-from rumlib.lab.memo import digest_of
+from rumlib.lab import Study, files, run
+from rumlib.lab.codehash import digest_of
+from rumlib.lab.computations import original
 
 
 def notebook(path, *cells, **parameters):
@@ -38,7 +39,7 @@ def paper(home, *arguments):
 def home(tmp_path):
     """Two notebooks that train an original model for each seed; the last one counts what the other has written."""
     (tmp_path / "notebooks").mkdir()
-    train = ("import rumlib as rum\nstudy = rum.Study(profile, seeds=seeds, quiet=quiet)\n"
+    train = ("from rumlib.lab import Study\nstudy = Study(profile, seeds=seeds, quiet=quiet)\n"
              "study.originals(study.profile.seeds)\nstudy.figures.mkdir(parents=True, exist_ok=True)\n"
              "(study.figures / 'used.txt').write_text(str(len(study.profile.seeds)))")
     count = ("import os\nfrom pathlib import Path\nfolder = Path(os.environ['RUM_FIGURES']) / profile\n"
@@ -57,12 +58,12 @@ def test_a_grid_is_every_profile_with_every_number_of_seeds(home):
             folder = home / "runs" / f"{profile}-x{seeds}"
             assert {path.name for path in folder.glob("*.ipynb")} == {"00_one.ipynb", "01_last.ipynb"}
             assert (folder / "figures" / profile / "last.txt").read_text() == str(seeds)
-        cells = {path.stem for path in (home / "runs" / profile / "cells" / "original").glob("*.json")}
+        cells = {path.stem for path in (home / "runs" / profile / "results" / "original").glob("*.json")}
         assert len(cells) == 3                               # seeds 0 to 2, those of one seed among them
-        study = rum.Study(profile, home=home)
-        asked = {path.stem: json.loads(path.read_text())["cells"] for path in (
+        study = Study(profile, home=home)
+        asked = {path.stem: [one[:2] for one in json.loads(path.read_text())["results"]] for path in (
             home / "runs" / profile / "asked").glob("*.json")}
-        keys = [["original", digest_of(rum.Study.original.identity(study, seed))] for seed in range(3)]
+        keys = [["original", digest_of(original.identity(study, seed))] for seed in range(3)]
         assert asked == {"00_one-x1": keys[:1], "00_one-x3": keys}
     assert not (home / "figures").exists()
 
@@ -73,17 +74,18 @@ def test_a_run_on_a_cluster_starts_one_for_all_notebooks_and_each_has_its_own_li
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
     seeds = {"00_one": 0, "01_last": 1}
     for path in (home / "notebooks").glob("*.ipynb"):
-        notebook(path, "import os\nfrom pathlib import Path\nimport rumlib as rum\n"
-                       "from rumlib.lab.study import find_home\n"
-                       f"study = rum.Study(profile, quiet=True)\nstudy.originals([{seeds[path.stem]}])\n"
+        notebook(path, "import os\nfrom pathlib import Path\nfrom rumlib.lab import Study\n"
+                       "from rumlib.lab.settings import home as find_home\n"
+                       f"study = Study(profile, quiet=True)\nstudy.originals([{seeds[path.stem]}])\n"
                        f"(find_home() / '{path.stem}.txt').write_text(os.environ['DASK_SCHEDULER_ADDRESS'])",
                  profile="smoke", seeds=None, quiet=True)
     done = paper(home, "smoke")
     assert done.returncode == 0, done.stderr
     assert (home / "00_one.txt").read_text() == (home / "01_last.txt").read_text()
-    asked = {path.stem: json.loads(path.read_text())["cells"] for path in (home / "runs/smoke/asked").glob("*")}
-    study = rum.Study("smoke", home=home)
-    assert asked == {name: [["original", digest_of(rum.Study.original.identity(study, seed))]]
+    asked = {path.stem: [one[:2] for one in json.loads(path.read_text())["results"]]
+             for path in (home / "runs/smoke/asked").glob("*")}
+    study = Study("smoke", home=home)
+    assert asked == {name: [["original", digest_of(original.identity(study, seed))]]
                      for name, seed in seeds.items()}
 
 
@@ -163,7 +165,7 @@ def test_a_folder_is_free_again_when_its_process_was_killed(one):
 
 
 def test_damaged_and_failed_results_are_told_at_the_end(one, capsys):
-    folder = one.folder / "cells" / "run"
+    folder = one.folder / "results" / "run"
     folder.mkdir(parents=True)
     for name in ("a.json.damaged", "b.json"):
         (folder / name).write_text("")

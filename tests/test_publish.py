@@ -19,15 +19,20 @@ import torch
 from hypothesis import given
 
 import rumlib as rum
-from rumlib.lab import files, memo, results
+from rumlib.data import label_hash
+from rumlib.lab import Cell, ForgetSet, Study, files, memo, profile, results
+from rumlib.lab.computations import KINDS, model, original, original_correct, probed
 from rumlib.lab.memo import NotPublished, TimeIsUp
+from rumlib.lab.provenance import provenance
 from rumlib.lab.results import Published, about, opened, pack, publish, unpack
 from rumlib.lab.results import main as publishing
 from rumlib.lab.run import main as paper
-from rumlib.models import describe
+from rumlib.lab.store import here
+from rumlib.lab.tables import unlearn
+from rumlib.models import describe, mlp
 
 TINY = replace(
-    rum.profile("smoke"), name="tiny", options=dict(n=150, n_test=60), make_model=partial(rum.mlp, hidden=(8,)),
+    profile("smoke"), name="tiny", options=dict(n=150, n_test=60), make_model=partial(mlp, hidden=(8,)),
     recipe=rum.Recipe(epochs=2, lr=0.1, batch_size=32), score_models=24, fraction=0.5, set_size=10, bands=5,
     seeds=(0, 1))
 finetune = rum.Finetune(epochs=1, lr=0.1, batch_size=32)
@@ -39,7 +44,7 @@ def serial(monkeypatch):
 
 
 def open_study(home, profile=TINY):
-    return rum.Study(profile, quiet=True, home=home)
+    return Study(profile, quiet=True, home=home)
 
 
 def doubled(study, k):
@@ -50,11 +55,11 @@ def small(study):
     """All that notebooks ask of a study: rows, scores, forget sets, and a function of their own."""
     sets = [*study.levels().values(), *study.bands()[:1]]
     ways = (finetune, rum.RUM(rum.Refine(study.proxy("confidence"), 2), (finetune, rum.Keep())))
-    rows = study.unlearn(rum.Cell(forget, way, seed, {"set": forget.name}) for forget in sets for seed in (0, 1)
-                         for way in ways)
-    rows["entanglement"] = [study.entangled(forget)["entanglement"] for forget in sets for _ in range(4)]
-    right = study.right(0)["tensors"]["train"]
-    return rows, right, [one["twice"] for one in study.remember(doubled, [(k,) for k in range(1, 4)])]
+    rows = unlearn(study, [Cell(forget, way, seed, {"set": forget.name}) for forget in sets for seed in (0, 1)
+                           for way in ways])
+    rows["entanglement"] = [study.entanglement(forget)["entanglement"] for forget in sets for _ in range(4)]
+    right = original_correct(study, 0)["tensors"]["train"]
+    return rows, right, [one["twice"] for one in study.memoize(doubled, [(k,) for k in range(1, 4)])]
 
 
 # -- Pieces -----------------------------------------------------------------------------------------------------------
@@ -73,17 +78,17 @@ clock = SimpleNamespace(now=0.0)
 
 def test_after_the_time_a_cell_in_progress_is_finished_and_none_is_started(tmp_path, monkeypatch):
     study = open_study(tmp_path)
-    forget = rum.ForgetSet("mine", study.train.index[:10])
+    forget = ForgetSet("mine", study.train.index[:10])
     study.oracles([forget], range(4))
     study.originals(range(4))
     monkeypatch.setattr(memo, "time", SimpleNamespace(time=lambda: clock.now, perf_counter=lambda: clock.now))
-    runs = [rum.Cell(forget, Slow(epochs=1, lr=0.1, batch_size=32), seed) for seed in range(4)]
+    runs = [Cell(forget, Slow(epochs=1, lr=0.1, batch_size=32), seed) for seed in range(4)]
     study.until = clock.now + 1.5 * 3600
     with pytest.raises(TimeIsUp, match=r"2 of 4 unlearning are left.*the same command goes on"):
-        study.unlearn(runs)
+        unlearn(study, runs)
     with pytest.raises(TimeIsUp, match="2 of 2 unlearning are left"):
-        study.unlearn(runs)
-    assert len(list((tmp_path / "runs/tiny/cells/run").glob("*"))) == 2
+        unlearn(study, runs)
+    assert len(list((tmp_path / "runs/tiny/results/run").glob("*"))) == 2
     again = open_study(tmp_path)
     assert len(again.unlearn(runs)) == 4 and again.used["computed"] == 2 and not again.used["failed"]
 
@@ -131,7 +136,7 @@ def test_the_same_cells_give_the_same_bytes_and_no_weights(done, tmp_path):
     packing(tmp_path, open_study(done.home))
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert written == {path.name: path.read_bytes() for path in done.packed.iterdir()}
-    weights = sum(path.stat().st_size for path in done.home.glob("runs/tiny/cells/*/*.large"))
+    weights = sum(path.stat().st_size for path in done.home.glob("runs/tiny/results/*/*.large"))
     assert not [name for name in Published(tmp_path)._tensors if "bias" in name or "margin" in name] and weights > 0
 
 
@@ -193,7 +198,7 @@ def test_results_of_other_code_and_another_device_give_the_same_rows_and_say_so(
     rows, right, twice = small(study)
     assert rows.equals(done.rows[0]) and torch.equal(right, done.rows[1]) and twice == done.rows[2]
     assert not list(tmp_path.glob("home/**/*.json")) and study.used["computed"] == 0
-    origin = study.provenance()["published"]
+    origin = provenance(study)["published"]
     assert (origin["commit"], origin["device"]) == ("c0ffee", "cuda")
     assert {"run: code", "run: study.device", "original: study.torch"} <= set(origin["changed since"])
 
@@ -203,15 +208,15 @@ def test_results_of_this_code_say_that_nothing_has_changed(done, monkeypatch):
     opened.cache_clear()
     study = open_study(done.home)
     small(study)
-    assert study.provenance()["published"]["changed since"] == []
+    assert provenance(study)["published"]["changed since"] == []
 
 
 @pytest.mark.parametrize("ask, lacking", [
-    (lambda study: study.original(7), r"kind 'original': the nearest differs in arguments.seed\."),
-    (lambda study: study.unlearn([rum.Cell(study.levels()["low"], replace(finetune, lr=0.3), 0)]),
+    (lambda study: original(study, 7), r"kind 'original': the nearest differs in arguments.seed\."),
+    (lambda study: unlearn(study, [Cell(study.levels()["low"], replace(finetune, lr=0.3), 0)]),
      r"kind 'run': the nearest differs in arguments.algorithm.fields.lr\."),
-    (lambda study: study.probed("loss_curvature", 0), r"kind 'probed': they have none of this kind\."),
-    (lambda study: study.model(0), r"the weights of original\(0\) are needed.*without FROM")])
+    (lambda study: probed(study, "loss_curvature", 0), r"kind 'probed': they have none of this kind\."),
+    (lambda study: model(study, 0), r"the weights of original\(0\) are needed.*without FROM")])
 def test_what_is_lacking_is_named_and_never_computed_or_read_from_a_run(ask, lacking, done, monkeypatch):
     ask(open_study(done.home))                               # this home has it, computed
     monkeypatch.setenv("RUM_FROM", str(done.packed))
@@ -259,7 +264,7 @@ def test_results_of_format_1_are_found_under_the_present_names(old, new, tmp_pat
     then = {"what": old, "code": "b", "study": study, "arguments": {
         "algorithm": {"class": "rumlib.algorithms.gradient.Finetune", "code": "c", "fields": {"lr": 0.1}}}}
     pack(tmp_path, [{"identity": then, "values": {"tensors": {"x": torch.arange(3)}}, "seconds": 1.0,
-                     "made": memo.here()}], {"profile": "tiny", "studies": {"tiny": study}})
+                     "made": here()}], {"profile": "tiny", "studies": {"tiny": study}})
     text = (tmp_path / "manifest.json").read_text()
     (tmp_path / "manifest.json").write_text(text.replace('"format": 2', '"format": 1'))
     present = {"what": new, "code": "other", "study": {**study, "model": {"function": "small_resnet", **model}},
@@ -278,7 +283,7 @@ def test_a_result_that_is_no_number_comes_back_and_its_file_is_json(tmp_path):
     identity = {"what": "original", "code": "b", "arguments": {},
                 "study": {"data": [], "recipe": "r", "model": {"function": "f", "code": "a", "arguments": ""}}}
     values = {"rows": [{"degree": float("nan"), "on_test": float("-inf")}], "mia": float("inf"), "float": "nan"}
-    pack(tmp_path, [{"identity": identity, "values": values, "seconds": 1.0, "made": memo.here()}],
+    pack(tmp_path, [{"identity": identity, "values": values, "seconds": 1.0, "made": here()}],
          {"profile": "tiny", "studies": {"tiny": identity["study"]}})
     found = Published(tmp_path).find(identity)["values"]
     assert repr(found) == repr(values)
@@ -287,20 +292,24 @@ def test_a_result_that_is_no_number_comes_back_and_its_file_is_json(tmp_path):
 
 # -- The commands -----------------------------------------------------------------------------------------------------
 
-LIVE = "import rumlib as rum\nrum.fit(rum.profile(profile).make_model, rum.Study(profile).train, rum.Recipe(epochs=1))"
+LIVE = ("import rumlib as rum\nfrom rumlib.lab import Study, profile as named\n"
+        "rum.fit(named(profile).make_model, Study(profile).train, rum.Recipe(epochs=1))")
 ASKS = """
 import rumlib as rum
 from rumlib import plots
-study = rum.Study(profile, seeds=seeds, quiet=quiet)
+from rumlib.lab import Cell, Study
+from rumlib.lab.provenance import save
+from rumlib.lab.tables import unlearn
+study = Study(profile, seeds=seeds, quiet=quiet)
 low = study.levels()["low"]
 def counted(study, c):
     return {"images": int((study.train.y == c).sum())}
-rows = study.unlearn(rum.Cell(low, rum.Finetune(epochs=1, lr=0.1), seed, {"way": "FT"}) for seed in study.profile.seeds)
-rows["images"] = [one["images"] for one in study.remember(counted, [(c,) for c in range(len(rows))])]
-classes = rum.Study(study.profile.for_classes(), seeds=seeds, quiet=quiet)
+rows = unlearn(study, (Cell(low, rum.Finetune(epochs=1, lr=0.1), seed, {"way": "FT"}) for seed in study.profile.seeds))
+rows["images"] = [one["images"] for one in study.memoize(counted, [(c,) for c in range(len(rows))])]
+classes = Study(study.profile.for_classes(), seeds=seeds, quiet=quiet)
 classes.originals([0])
 ax = plots.dots(rum.summarise(rows.assign(all=""), ["way", "all"], "tow"), "way", "all")
-plots.save(ax, "rows", study.figures, table=rows, provenance=study.provenance())
+save(study, ax, "rows", table=rows)
 """
 LAST = "from rumlib.lab.study import Study\nprint((Study(profile).figures / 'rows.csv').read_text())"
 
@@ -335,8 +344,8 @@ def test_a_run_in_pieces_is_published_and_made_again_elsewhere_and_goes_on_elsew
     piece = make_paper(gpu, "smoke", "", "0")
     assert piece.returncode == 75, piece.stderr
     assert "smoke 01_asks: the time is up; 1 of 1 subset models are left" in piece.stderr
-    assert "smoke: 0 cells done; of those asked for so far 1 are left" in piece.stdout
-    assert notebooks(gpu) == ["01_asks.unfinished.ipynb"] and not list(gpu.glob("runs/smoke/cells/*/*.json"))
+    assert "smoke: 0 results done; of those asked for so far 1 are left" in piece.stdout
+    assert notebooks(gpu) == ["01_asks.unfinished.ipynb"] and not list(gpu.glob("runs/smoke/results/*/*.json"))
     piece = make_paper(gpu, "smoke", "", "30")
     assert piece.returncode == 0, piece.stderr
     assert "Left out, as they train models themselves: 00_live" in piece.stdout
@@ -345,24 +354,24 @@ def test_a_run_in_pieces_is_published_and_made_again_elsewhere_and_goes_on_elsew
     results, manifest, missing = publish("smoke", gpu)
     assert results == gpu / "figures/smoke/results" and missing == 0
     assert manifest == json.loads((results / "manifest.json").read_text())
-    assert manifest["cells"] == {"bank": 1, "given": 2, "oracle": 2, "original": 3, "run": 2}
-    study = rum.Study("smoke", home=gpu)
-    assert manifest["labels"]["smoke"] == [rum.label_hash(study.train.y), rum.label_hash(study.test.y)]
+    assert manifest["cells"] == {"apply": 2, "bank": 1, "oracle": 2, "original": 3, "run": 2}
+    study = Study("smoke", home=gpu)
+    assert manifest["labels"]["smoke"] == [label_hash(study.train.y), label_hash(study.test.y)]
     assert set(manifest["studies"]) == {"smoke", "smoke-classes"} and {"commit", "dirty", "device"} <= set(manifest)
 
     again = make_paper(laptop, "smoke", "", "", str(results))
     assert again.returncode == 0, again.stderr
     assert (laptop / "figures/smoke/rows.csv").read_bytes() == (gpu / "figures/smoke/rows.csv").read_bytes()
-    assert notebooks(laptop) == notebooks(gpu) and not list(laptop.glob("runs/*/cells"))
+    assert notebooks(laptop) == notebooks(gpu) and not list(laptop.glob("runs/*/results"))
     origin = json.loads((laptop / "figures/smoke/rows.json").read_text())["published"]
     assert origin["commit"] == manifest["commit"] and origin["changed since"] == []
 
     assert unpack("smoke", results, next_) == (10, 10)
-    for path in next_.glob("runs/smoke/cells/run/*.json"):
+    for path in next_.glob("runs/smoke/results/run/*.json"):
         path.unlink()
     went_on = make_paper(next_, "smoke", "", "30")
     assert went_on.returncode == 0, went_on.stderr
-    cells_ = json.loads((next_ / "figures/smoke/rows.json").read_text())["cells"]
+    cells_ = json.loads((next_ / "figures/smoke/rows.json").read_text())["results"]
     assert (cells_["computed"], cells_["read back"]) == (2, 1 + 2 + 2 + 2)
     tows = [[line.split(",")[3] for line in (home / "figures/smoke/rows.csv").read_text().splitlines()]
             for home in (gpu, next_)]
@@ -389,7 +398,7 @@ def test_results_of_another_profile_are_not_unpacked(done, tmp_path):
 
 def test_the_commands_say_what_they_did(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RUM_HOME", str(tmp_path))
-    rum.Study("smoke", quiet=True).originals([0])
+    Study("smoke", quiet=True).originals([0])
     publishing("smoke")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1:] for line in lines[:2]] == [
@@ -415,12 +424,12 @@ def test_the_results_that_ship_are_whole(folder):
 @shipped
 def test_the_results_that_ship_are_of_these_images(folder):
     manifest = Published(folder).manifest
-    p = rum.profile(manifest["profile"])
+    p = profile(manifest["profile"])
     try:
         train, test = rum.load(p.data, **p.options)
     except FileNotFoundError:                                # the data set does not ship: a user need not have it
         pytest.skip(f"{p.data} is not here")
-    assert manifest["labels"][p.name] == [rum.label_hash(train.y), rum.label_hash(test.y)]
+    assert manifest["labels"][p.name] == [label_hash(train.y), label_hash(test.y)]
 
 
 def things(value):
@@ -443,7 +452,7 @@ def test_the_results_that_ship_have_the_names_of_the_present_code(folder):
     seen = set()
     for _, result in found:
         identity = results.modern(result["identity"])
-        assert identity["what"] in results.kinds()
+        assert identity["what"] in KINDS
         for thing in things([identity["arguments"], identity["study"]]):
             name = thing.get("class") or thing["function"]
             seen.add(name)
@@ -451,6 +460,6 @@ def test_the_results_that_ship_have_the_names_of_the_present_code(folder):
             if "class" in thing:
                 assert thing["fields"].keys() == {field.name for field in fields(own[name])}
     assert {"Finetune", "RUM", "SalUn", "small_resnet"} <= seen
-    p = rum.profile(found.manifest["profile"])
+    p = profile(found.manifest["profile"])
     study = found.manifest["studies"][p.name]
     assert (study["recipe"], study["model"]["arguments"]) == (repr(p.recipe), describe(p.make_model))

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import version
@@ -27,6 +26,7 @@ import safetensors.torch
 from torch import nn
 
 from rumlib.data import Examples, check_disjoint, digest
+from rumlib.device import as_seed
 from rumlib.lab import files
 from rumlib.lab.codehash import PACKAGE, digest_of
 from rumlib.lab.store import put
@@ -76,12 +76,12 @@ class Card:
             if "<" in text or " at 0x" in text:
                 raise ValueError(f"{text} does not say what it is; make it a frozen dataclass, or a function defined "
                                  f"at the top of a file")
-        if isinstance(limits, str) or not hasattr(seed, "__index__"):
-            raise TypeError(f"limits= takes a tuple of sentences and seed= a whole number; got {limits!r} and {seed!r}")
+        if isinstance(limits, str):
+            raise TypeError(f"limits= takes a tuple of sentences; got {limits!r}")
         check_disjoint(forget, retain)
         (told, remarks), (taken, more) = _finite(metrics), _finite(asdict(spent))
         first = forget.index[:min(FIRST, len(forget) - 1)].tolist()              # never all of them
-        return cls(describe(network), repr(algorithm), operator.index(seed), {**facts(forget), "first": first},
+        return cls(describe(network), repr(algorithm), as_seed(seed), {**facts(forget), "first": first},
                    facts(retain), taken, told, (*LIMITS, *limits),
                    {"rumlib": PACKAGE.whole, "torch": version("torch")}, remarks | more)
 

@@ -16,7 +16,7 @@ from torch import nn
 
 import rumlib as rum
 from rumlib.lab.card import Card
-from rumlib.lab.memo import digest_of
+from rumlib.lab.codehash import digest_of
 from rumlib.lab.results import LIMIT, pack, unpack
 from rumlib.lab.run import main as paper
 from rumlib.train import Cost
@@ -316,7 +316,7 @@ CARDS = [
     ("a card with a metric as text", lambda t: card(t, metrics={"tow": "1.0"}), TypeError,
      "'tow' is '1.0'; give a number"),
     ("a card with limits as text", lambda t: card(t, limits="Small."), TypeError, "limits= takes a tuple of sentences"),
-    ("a card whose seed is 1.5", lambda t: card(t, seed=1.5), TypeError, "seed= a whole number; got .* 1.5"),
+    ("a card whose seed is 1.5", lambda t: card(t, seed=1.5), TypeError, "seed must be one whole number.*1.5"),
 ]
 
 
