@@ -30,7 +30,7 @@ def study_rows(home, name, monkeypatch):
     study = open_study(home, replace(TINY, workers=2))
     algorithms = {"FT": finetune, "RUM": rum.RUM(rum.Refine(study.score, 2), (finetune, rum.Keep())),
                   "Killed": Killed(epochs=1, lr=0.1, batch_size=32, folder=str(home), parent=os.getpid())}
-    rows = study.unlearn(rum.Cell(forget, algorithm, seed, {"level": level, "algorithm": label})
+    rows = study.unlearn(rum.lab.Cell(forget, algorithm, seed, {"level": level, "algorithm": label})
                          for level, forget in study.levels().items() for label, algorithm in algorithms.items()
                          for seed in study.profile.seeds)
     return rows.drop(columns="seconds"), study

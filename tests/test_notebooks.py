@@ -7,10 +7,10 @@ from pathlib import Path
 
 import papermill
 import pytest
+from rumlib.lab.publish import publish
 
 import rumlib as rum
 from rumlib.lab.plan import Plan
-from rumlib.lab.publish import publish
 from rumlib.lab.run import main as paper
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))

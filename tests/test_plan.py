@@ -11,9 +11,9 @@ from rumlib.lab.plan import IMAGENET, Pilots, Plan, main, measured, operations, 
 from rumlib.lab.profiles import PROFILES
 from rumlib.lab.sketch import Sizes, ask, sizes
 
-SMOKE = rum.profile("smoke")
+SMOKE = rum.lab.profile("smoke")
 TINY = replace(                                              # small, but of its wrong labels some are known by heart
-    SMOKE, name="tiny", options=dict(n=200, n_test=40, flips=0.2), make_model=partial(rum.mlp, hidden=(64,)),
+    SMOKE, name="tiny", options=dict(n=200, n_test=40, flips=0.2), make_model=partial(rum.models.mlp, hidden=(64,)),
     device="cpu", recipe=rum.Recipe(epochs=12, lr=0.2, batch_size=32), set_size=20, further={}, seeds=(0,),
     notebooks=("01", "02", "03", "04", "05"),
     score_models=33)
@@ -25,7 +25,7 @@ UNIT = Pilots({"original": 1.0}, evaluation=0.1, attack=10.0, placing=2.0, memor
 
 def test_the_results_of_a_plan_are_those_of_the_study(tmp_path, monkeypatch):
     monkeypatch.setenv("RUM_ENGINE", "serial")
-    study, plan = rum.Study(TINY, quiet=True, home=tmp_path), Plan(TINY, UNIT, 1)
+    study, plan = rum.lab.Study(TINY, quiet=True, home=tmp_path), Plan(TINY, UNIT, 1)
     for name in plan.notebooks:
         ask(study, name[:2])
     left = {kind: len(list(study.store.folder.glob(f"{kind}/*.json"))) for kind in plan.results["kind"].unique()}
@@ -51,10 +51,10 @@ def test_every_profile_can_be_planned_without_its_data(name, monkeypatch, tmp_pa
 
 @pytest.mark.parametrize("name", ["smoke", "laptop"])
 def test_the_sizes_of_known_data_are_theirs(name):
-    p = rum.profile(name)
+    p = rum.lab.profile(name)
     train, test = rum.load(p.data, **p.options)
     assert sizes(p) == Sizes(len(train), len(test), tuple(train.x.shape[1:]), 10, width=train.x.element_size())
-    assert sizes(rum.profile("cifar10-small")) == Sizes(2000, 2000, (3, 16, 16), 4)
+    assert sizes(rum.lab.profile("cifar10-small")) == Sizes(2000, 2000, (3, 16, 16), 4)
     two = replace(SMOKE, data="cifar100", options=dict(classes=(3, 4)))
     assert sizes(two) == Sizes(1000, 200, (3, 32, 32), 2)
 
@@ -85,16 +85,16 @@ def test_a_rum_costs_what_its_steps_do_on_what_is_left():
                          ids=lambda algorithm: type(algorithm).__name__)
 def test_a_large_set_costs_what_the_line_through_smaller_ones_says(algorithm):
     [(_, planned)] = work(algorithm, 512, 16 * 1024)
-    n, model = 512 + 16 * 1024, rum.mlp(shape=(1, 1, 1), hidden=())
+    n, model = 512 + 16 * 1024, rum.models.mlp(shape=(1, 1, 1), hidden=())
     data = rum.Examples(torch.rand(n, 1, 1, 1), torch.arange(n) % 10)
-    with rum.cost() as real:
+    with rum.train.cost() as real:
         algorithm(model, *data.split(torch.arange(n) < 512))
     assert planned == real.examples
 
 
 def test_a_chooser_costs_its_budget():
     first, refine = rum.Finetune(epochs=1), rum.Shuffled(3)
-    auto = rum.AutoRUM(refine, (first,), rum.HeldOut(None), orders=((0, 1, 2), (2, 1, 0)), budget=4.0)
+    auto = rum.AutoRUM(refine, (first,), rum.choose.HeldOut(None), orders=((0, 1, 2), (2, 1, 0)), budget=4.0)
     assert work(auto, 100, 1000) == [(first, 2 * 4.0 * 1000)]
 
 
@@ -119,7 +119,7 @@ def test_more_devices_take_less_time_but_no_less_than_the_longest_cell():
 
 
 def test_a_stated_rate_is_operations_over_it():
-    make_model = partial(rum.mlp, shape=(1, 8, 8), hidden=(100,))
+    make_model = partial(rum.models.mlp, shape=(1, 8, 8), hidden=(100,))
     assert operations(make_model, (1, 8, 8)) == 2 * (64 * 100 + 100 * 10)
     rates = stated(replace(SMOKE, make_model=make_model), 2.0)
     assert rates.train == {"original": pytest.approx(3 * 14_800 / 2e12), "bank": pytest.approx(3 * 14_800 / 2e12)}
@@ -130,7 +130,7 @@ def test_pilots_cover_every_algorithm_and_agree_with_a_run():
     found = measured(SMOKE)
     assert {"original", "bank", "loss_curvature", "holdout_retraining", "Finetune", "TopK", "SSD"} <= set(found.train)
     assert min(found.train.values()) >= 0 and min(found.evaluation, found.attack, found.placing) > 0
-    with rum.cost() as spent:
+    with rum.train.cost() as spent:
         rum.fit(SMOKE.make_model, rum.load(SMOKE.data, **SMOKE.options)[0], SMOKE.recipe)
     assert 1 / 6 < found.train["original"] * spent.examples / spent.seconds < 6      # a loaded machine included
 

@@ -103,8 +103,8 @@ READERS = {
     "fashion_mnist": lambda folder, _: rum.load("fashion_mnist", root=folder),
     **{name: lambda folder, train, name=name: rum.Score.read(folder / name, "memorization", train, labels="y")
        for name in ("scores.npz", "scores.csv", "objects.npz")},
-    "card": lambda folder, _: rum.Card.load(folder, rum.mlp),
-    "ids": lambda folder, train: rum.forget_ids(folder / "scores.csv", train),
+    "card": lambda folder, _: rum.lab.Card.load(folder, rum.models.mlp),
+    "ids": lambda folder, train: rum.datasets.forget_ids(folder / "scores.csv", train),
     "parquet": lambda folder, _: rum.load("cifar10", root=parquet(folder)),
 }
 
@@ -139,7 +139,7 @@ NAMES = ["../mine", "a/b", "/etc/mine", "..", ".hidden", "", " ", "a\\b", "a\0b"
 @pytest.mark.parametrize("name", NAMES, ids=repr)
 def test_a_name_that_would_leave_its_folder_is_refused(name, tmp_path):
     figure, table = plt.subplots()[0], pd.DataFrame({"a": [1]})
-    for what, use in (("a profile", lambda: replace(rum.profile("smoke"), name=name)),
+    for what, use in (("a profile", lambda: replace(rum.lab.profile("smoke"), name=name)),
                       ("a figure", lambda: plots.save(figure, name, tmp_path / "in", table=table, provenance={})),
                       ("a profile", lambda: tuning.tuned(name)),
                       ("a profile", lambda: tuning.write(name, ("level",), {("low",): {}}, tmp_path / "in"))):
@@ -151,13 +151,13 @@ def test_a_name_that_would_leave_its_folder_is_refused(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["mine", "my profile", "digits-2.5", "café"])
 def test_other_names_are_as_they_were_given(name):
-    assert replace(rum.profile("smoke"), name=name).name == name
+    assert replace(rum.lab.profile("smoke"), name=name).name == name
 
 
 def test_a_study_writes_into_its_folders_alone(tmp_path, monkeypatch):
     """Whatever the notebook is called."""
     monkeypatch.setenv("RUM_NOTEBOOK", "../../../outside")
-    study = rum.Study("smoke", quiet=True, home=tmp_path / "home")
+    study = rum.lab.Study("smoke", quiet=True, home=tmp_path / "home")
     study.originals([0])
     assert {path.parts[0] for path in (p.relative_to(tmp_path) for p in tmp_path.iterdir())} == {"home"}
     written = [path.relative_to(tmp_path / "home") for path in (tmp_path / "home").rglob("*") if path.is_file()]

@@ -18,15 +18,31 @@ import planted
 import pytest
 import torch
 from PIL import Image
-from studies import TINY, Interrupted, cut, deep, edit, edited, empty, environ, files, finetune, forget_set, lose, mine, \
-    open_study, relabel, use
+from studies import (
+    TINY,
+    Interrupted,
+    cut,
+    deep,
+    edit,
+    edited,
+    empty,
+    environ,
+    files,
+    finetune,
+    forget_set,
+    lose,
+    mine,
+    open_study,
+    relabel,
+    use,
+)
 
 import rumlib as rum
-from rumlib import choose, metrics, models, scores, train
+from rumlib import metrics, models, train
 from rumlib.lab import Cell, ForgetSet, Study, profile
 from rumlib.lab import computations as made
 from rumlib.lab.codehash import digest_of
-from rumlib.lab.memo import ResultsFailed, Stopped
+from rumlib.lab.memo import Stopped
 from rumlib.lab.store import Store
 from rumlib.spdgan import SPDGAN
 

@@ -242,7 +242,7 @@ def _of_classes(unlearned: nn.Module, sets: tuple[Examples, Examples, Examples],
     forget, retain, test = sets
     if set(forget.y.tolist()) & set(retain.y.tolist()):
         return {}
-    found = class_accuracies(unlearned, test, forget.y.unique().tolist())
+    found = class_accuracies(unlearned, forget, test)
     return {**{f"test_{name}": value for name, value in found.items()},
             "class_mia": class_mia(unlearned, forget, retain, test) if mia else math.nan}
 
