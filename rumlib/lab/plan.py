@@ -61,25 +61,27 @@ def work(does: Callable, forget: int, retain: int) -> list[tuple[Callable | str,
     return [(does, passed(does, forget, retain))]
 
 
-@cache
 def passed(does: Callable, forget: int, retain: int) -> float:
     """Examples: of small sets and few epochs they are counted, and from there they grow in a line."""
     if protocol.has_field(does, "epochs"):
-        one, two = (counted(vary(does, epochs=epochs), forget, retain, 512) for epochs in (1, 2))
+        one, two = (_line(vary(does, epochs=epochs), forget, retain, 512) for epochs in (1, 2))
         return one + (getattr(does, "inner", does).epochs - 1) * (two - one)
-    return counted(does, forget, retain, 4096)               # more than twice what influence unlearning looks at
+    return _line(does, forget, retain, 4096)                 # more than twice what influence unlearning looks at
 
 
-def counted(algorithm: Callable, forget: int, retain: int, most: int) -> float:
-    """Counted while the algorithm unlearns blank images in a network of a few weights, at most so many to retain."""
-    found, random = [], torch.Generator().manual_seed(0)
-    for known in (min(retain, most // 2), min(retain, most)):
-        blank = Examples(torch.rand(forget + known, 1, 2, 2, generator=random), torch.arange(forget + known) % 10)
-        with cost() as spent:
-            algorithm(build(partial(mlp, shape=(1, 2, 2), hidden=(4,)), 0),
-                      *blank.split(torch.arange(forget + known) < forget), seed=0)
-        found.append(spent.examples)
-    return found[1] + max(0, retain - most) / (most / 2) * (found[1] - found[0])
+def _line(does: Callable, forget: int, retain: int, most: int) -> float:
+    few, many = (_counted(does, forget, min(retain, known)) for known in (most // 2, most))
+    return many + max(0, retain - most) / (most / 2) * (many - few)
+
+
+@cache
+def _counted(algorithm: Callable, forget: int, retain: int) -> int:
+    """Counted while the algorithm unlearns blank images in a network of a few weights."""
+    n = forget + retain
+    blank = Examples(torch.rand(n, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.arange(n) % 10)
+    with cost() as spent:
+        algorithm(build(partial(mlp, shape=(1, 2, 2), hidden=(4,)), 0), *blank.split(torch.arange(n) < forget), seed=0)
+    return spent.examples
 
 
 # -- Pilots -----------------------------------------------------------------------------------------------------------
