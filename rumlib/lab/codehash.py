@@ -252,8 +252,9 @@ class Package(Definitions):
 
     @cached_property
     def kinds(self) -> dict[str, str]:
-        """Kind of result -> dotted name of the function that computes it: its decorator names the kind."""
-        return {call.args[0].value: f"{self.counted}.{name}"
+        """Kind of result -> dotted name of the function that computes it, whose decorator names the kind; of the module
+        where all of that counts."""
+        return {call.args[0].value: self.counted if call.keywords else f"{self.counted}.{name}"
                 for name, statements in self.module(self.counted).defined.items()
                 for call in getattr(statements[-1], "decorator_list", ())
                 if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant)}
