@@ -27,8 +27,7 @@ import safetensors.torch
 from torch import nn
 
 from rumlib.data import Examples, digest
-from rumlib.lab.codehash import PACKAGE
-from rumlib.lab.codehash import digest_of
+from rumlib.lab.codehash import PACKAGE, digest_of
 from rumlib.lab.store import put
 from rumlib.models import Factory, describe
 from rumlib.train import Cost
