@@ -38,6 +38,7 @@ from filelock import FileLock
 from rumlib.device import plain_name
 from rumlib.lab import settings
 from rumlib.lab.codehash import PACKAGE, codes, differences, digest_of
+from rumlib.lab.computations import KINDS
 from rumlib.lab.store import parse
 
 STATES = ("done", "unasked", "missing", "failed", "stale", "damaged")
@@ -111,8 +112,8 @@ class _PresentCodes(dict):
     definition: a user's own is not to be judged from here."""
 
     def __missing__(self, name: str) -> str | None:
-        found = PACKAGE.kinds.get(name) or PACKAGE.find(name)
-        self[name] = found and PACKAGE.code(found)
+        found = PACKAGE.find(name)
+        self[name] = KINDS[name].code if name in KINDS else found and PACKAGE.code(found)
         return self[name]
 
 
