@@ -67,7 +67,7 @@ test: $(READY)
 	$(NBVAL) $(lastword $(NOTEBOOKS))
 
 lab: $(READY)
-	$(PYTHON) -m jupyterlab notebooks
+	$(PYTHON) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 site: $(READY)
 	@test -n "$(wildcard $(EXECUTED))" || { echo "Nothing executed yet: run 'make paper PROFILE=$(PROFILE)' first."; exit 1; }

@@ -39,6 +39,7 @@ def environ(**variables):
 
 
 def open_study(home, profile=TINY):
+    """Of a profile, or of one by name."""
     return Study(profile, quiet=True, home=home)
 
 

@@ -5,6 +5,7 @@ import linecache
 import os
 import shutil
 import subprocess
+import sys
 import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -214,7 +215,8 @@ def of_photographs(home, **changes):
     settings = dict(recipe=TINY.recipe, members=(0, 1, 2), algorithm=rum.NegGradPlus(epochs=1, lr=0.01, batch_size=8))
     settings |= changes
     profile = replace(TINY, name="photographs", data=str(home / "photographs"), options=dict(n=20, size=8),
-                      recipe=settings["recipe"], make_model=partial(models.mlp, shape=(3, 8, 8), classes=2, hidden=(4,)))
+                      recipe=settings["recipe"], make_model=partial(
+                          models.mlp, shape=(3, 8, 8), classes=2, hidden=(4,)))
     study = Study(profile, quiet=True, home=home)
     sets = [ForgetSet(name, study.train.index[list(rows)])
             for name, rows in (("one", settings["members"]), ("other", (5, 6)))]
@@ -467,7 +469,7 @@ def test_requests_come_one_after_the_other(study):
     rum.Retrain(lambda: models.mlp(hidden=(8,)), TINY.recipe),
     rum.Keep().__call__,
     partial(halved, how=object()),
-], ids=["lambda", "lambda as a step", "lambda that refines", "factory without a name", "method", "an argument without a name"])
+], ids=["lambda", "lambda as a step", "lambda that refines", "factory", "method", "argument"])
 def test_what_has_no_lasting_name_is_refused(algorithm, study):
     forget = ForgetSet("mine", study.train.index[:10])
     with train.cost() as spent, pytest.raises(TypeError, match="lasting name"):
@@ -613,7 +615,7 @@ def test_workers_give_the_rows_of_one_process(done, tmp_path, monkeypatch):
     cells = [Cell(forget, halved, seed) for seed in (0, 1)]
     found = study.unlearn(cells)                             # a plain function goes there too
     monkeypatch.setenv("RUM_ENGINE", "serial")
-    pd.testing.assert_frame_equal(comparable(found), comparable(open_study(done[0]).unlearn(cells)))
+    pd.testing.assert_frame_equal(comparable(found), comparable(open_study(tmp_path / "alone").unlearn(cells)))
 
 
 def test_a_quiet_study_prints_nothing(tmp_path, capfd):
@@ -657,3 +659,37 @@ def test_every_kind_of_result_is_kept_with_its_identity(done):
         assert digest_of(cell["identity"]) == path.stem
         assert {"what", "code", "study", "arguments"} == set(cell["identity"])
         assert {"data", "model", "recipe", "device", "dtype", "torch", "format"} == set(cell["identity"]["study"])
+
+
+# -- Other machines ---------------------------------------------------------------------------------------------------
+
+
+def test_without_git_nothing_is_said_of_the_commit(done, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    found = open_study(done[0]).provenance()
+    assert found["commit"] is None and found["dirty"] is None
+
+
+WITHOUT = """
+import importlib, os, sys, tempfile
+sys.modules["fcntl"] = None                                  # as on Windows
+import rumlib as rum
+from rumlib.lab import Cell
+for name in ("card", "check", "engine", "memo", "plan", "profiles", "results", "run", "study"):
+    try:
+        importlib.import_module(f"rumlib.lab.{name}")
+    except ImportError as problem:                            # others are no matter of this test
+        assert "fcntl" not in str(problem), problem
+import studies
+with tempfile.TemporaryDirectory() as home:
+    study = studies.open_study(home)
+    study.unlearn([Cell(studies.mine(study), studies.finetune, 0)])
+    print(study.used["computed"])
+"""
+
+
+def test_where_there_is_no_fcntl_studies_run_too():
+    environment = {**os.environ, "PYTHONPATH": str(Path(rum.__file__).parents[1])}
+    found = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, env=environment,
+                           cwd=Path(__file__).parent)
+    assert found.stdout == "3\n", found.stderr

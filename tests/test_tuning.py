@@ -2,28 +2,25 @@
 
 import json
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
+from studies import environ, mine, open_study
 
 import rumlib as rum
-from rumlib.lab import tuning
+from rumlib.lab import Cell, profile, tuned, tuning, vary
+from rumlib.lab.tuning import publish
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A study of seconds."""
-    smoke = profile("smoke")
-    small = replace(smoke, name="tiny", options={**smoke.options, "n": 200, "n_test": 100}, tuning_seeds=(100, 101))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RUM_ENGINE", "serial")
-        yield Study(small, quiet=True, home=tmp_path_factory.mktemp("home"))
+    with environ():
+        yield open_study(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="module")
 def forget(study):
-    return ForgetSet("first", study.train.index[:20].sort().values)
+    return mine(study)
 
 
 def asked(searching):
@@ -118,27 +115,36 @@ def test_a_rate_that_diverges_is_never_chosen(study, forget):
         study.tune({"up": (forget, ascent, (1e30,))})
 
 
+def test_a_field_is_varied_where_it_is():
+    deep = rum.RUM(rum.Shuffled(3), (rum.Keep(), rum.SalUn(rum.RandomLabel()), rum.Finetune()))
+    assert [getattr(step, "lr", None) for step in vary(deep, lr=0.5).steps] == [None, None, 0.5]
+    assert vary(deep, lr=0.5).steps[1].inner.lr == 0.5 and vary(deep, keep=0.1).steps[1].keep == 0.1
+    for algorithm in (deep, rum.Finetune(), rum.SalUn(rum.RandomLabel())):
+        with pytest.raises(ValueError, match="has no field rate"):
+            vary(algorithm, rate=1)
+
+
 # -- The file ---------------------------------------------------------------------------------------------------------
 
 
 def test_what_was_chosen_is_on_file_with_its_search(study, forget, tmp_path):
     finetune = rum.Finetune(epochs=1, batch_size=32)
     chosen, record = study.tune({("low", "Fine-tune", 1): (forget, finetune, (0.01, 0.1))})
-    path = study.publish(record, folder=tmp_path)
+    path = publish(study.profile, record, folder=tmp_path)
     assert path == tmp_path / "tiny.json" and "chosen with the retrained oracle" in json.loads(path.read_text())["how"]
-    entry = tuning.tuned("tiny", tmp_path)["low", "Fine-tune", 1]
+    entry = tuned("tiny", tmp_path)["low", "Fine-tune", 1]
     assert vary(finetune, **entry["values"]) == chosen["low", "Fine-tune", 1]
     assert [set(trial) for trial in entry["search"]] == [{"lr", "tow"}] * 2
     assert entry["forget"] == forget.digest and entry["seeds"] == [100, 101]
     _, record = study.tune({("high", "Fine-tune", 1): (forget, finetune, (0.01,))})
-    study.publish(record, folder=tmp_path)
-    assert list(tuning.tuned("tiny", tmp_path)) == [("low", "Fine-tune", 1), ("high", "Fine-tune", 1)]
+    publish(study.profile, record, folder=tmp_path)
+    assert list(tuned("tiny", tmp_path)) == [("low", "Fine-tune", 1), ("high", "Fine-tune", 1)]
     with pytest.raises(FileNotFoundError, match="'huge'; there is tiny"):
-        tuning.tuned("huge", tmp_path)
+        tuned("huge", tmp_path)
 
 
 def test_the_package_ships_what_was_chosen_for_the_laptop():
-    found = tuning.tuned("laptop")
+    found = tuned("laptop")
     p = profile("laptop")
     for (level, name, budget), entry in found.items():
         assert level in ("low", "medium", "high") and budget in p.budgets
@@ -146,11 +152,3 @@ def test_the_package_ships_what_was_chosen_for_the_laptop():
         assert entry["tow"] == best and {**entry["values"], "tow": best} in entry["search"], name
     assert {(level, name, budget) for level in ("low", "medium", "high") for name in (*p.algorithms, *p.further)
             for budget in p.budgets} == set(found)
-
-
-def test_candidates_are_all_algorithms_at_a_budget(study):
-    found = study.candidates(2)
-    assert set(found) == {*study.profile.algorithms, *study.profile.further}
-    for name, (algorithm, space) in found.items():
-        assert "epochs=" not in repr(algorithm) or "epochs=2" in repr(algorithm), name
-        assert all(field in repr(algorithm) for field in space)

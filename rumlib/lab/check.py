@@ -10,28 +10,36 @@ unasked   there, of the present code, and asked for by no notebook's last run
 missing   asked for by the last run of a notebook, and not there
 failed    raised an error when it was last computed; the next run tries it again
 stale     of other code than the present one, or of other data or settings: it is not read back any more
-damaged   set aside, since its checksum does not fit; the next run computes it again
+damaged   not whole: its checksum does not fit; the next run sets it aside and computes it again
 
-Nothing is computed for the first two, and torch is not imported: what notebooks have asked for, and of what code, is on
-file (`rumlib.lab.memo`). A result that is computed again must come out bit by bit as it is on file, times apart, where
-torch and the kind of processor are those that made it. Elsewhere sums round differently and training carries that on:
-then TOLERANCE says how much may differ.
+For `status` and `clean-stale` nothing is computed: what notebooks have asked for, and of what code, is on file
+(`rumlib.lab.memo`). A result that is computed again must come out bit by bit as it is on file, times apart, where torch
+and the kind of processor are those that made it. Elsewhere sums round differently and training carries that on: then
+TOLERANCE says how much may differ.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import random
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import chain, zip_longest
 from pathlib import Path
 from statistics import median
 
+from filelock import FileLock
+
+from rumlib.device import plain_name
 from rumlib.lab import settings
-from rumlib.lab.codehash import PACKAGE, codes, differences
+from rumlib.lab.codehash import PACKAGE, codes, differences, digest_of
+from rumlib.lab.computations import KINDS
+from rumlib.lab.store import parse
 
 STATES = ("done", "unasked", "missing", "failed", "stale", "damaged")
 # Of shares, such as accuracies, and of the norm of a tensor. Between AVX2 and AVX-512, 0.0007 was the most on digits.
@@ -42,75 +50,76 @@ TOLERANCE = 0.02
 
 
 def survey(folder: Path) -> list[dict]:
-    """One row per result under `folder` (runs/<profile>): kind, key, state, the "seconds" that it took (those of a
-    missing one are the median of its kind), and why: what is of other code, or what happened if it failed."""
-    asked, present, rows = _asked(folder), _present_codes(), {}
+    """One row per result under `folder` (runs/<profile>): kind, key, state, the "seconds" that it took (of one that is
+    not there, the median of its kind), and why: what is other than now, or what happened if it failed or is damaged."""
+    paths = sorted((folder / "asked").glob("*.json"), key=os.path.getmtime)
+    lists = [found for path in paths if (found := asked(path))]
+    wanted = {name: own for found in lists for name, own in found["results"].items()}
+    study, present, rows = lists[-1]["study"] if lists else None, _PresentCodes(), {}
     for path in sorted((folder / "results").glob("*/*.json")):
-        kind, key = path.parent.name, path.stem
-        why = _stale(asked[kind, key], present) if (kind, key) in asked else _unasked(path, asked, present)
-        state = "stale" if why else "done" if (kind, key) in asked else "unasked"
-        rows[kind, key] = {"state": state, "why": why}
-    for path in sorted((folder / "results").glob("*/*.failed")):
-        told = _json(path).get("problem", "")
-        rows.setdefault((path.parent.name, path.stem), {"state": "failed", "why": told})
-    for path in sorted((folder / "results").glob("*/*.json.damaged")):
-        name = path.parent.name, path.name.partition(".")[0]
-        rows.setdefault(name, {"state": "damaged", "why": ""})
-    for name in asked.keys() - rows.keys():
-        rows[name] = {"state": "missing", "why": _stale(asked[name], present)}
-    taken = {}
-    for (kind, key), row in rows.items():
-        row["seconds"] = asked.get((kind, key), {}).get("seconds")
-        taken.setdefault(kind, []).extend([row["seconds"]] if row["seconds"] is not None else [])
+        rows[path.parent.name, path.stem] = _judge(path, wanted, study, present)
+    for ending, state in ((".failed", "failed"), (".json.damaged", "damaged")):
+        for path in sorted((folder / "results").glob(f"*/*{ending}")):
+            why = _json(path).get("problem", "") if state == "failed" else "set aside"
+            rows.setdefault((path.parent.name, path.name.removesuffix(ending)), {"state": state, "why": why})
+    for name in wanted.keys() - rows.keys():
+        rows[name] = {"state": "missing", "why": ", ".join(_changed(wanted[name], present))}
+    taken = defaultdict(list)
     for (kind, _), row in rows.items():
-        if row["seconds"] is None and row["state"] in ("missing", "failed", "damaged") and taken[kind]:
-            row["seconds"] = median(taken[kind])
-    return [{"kind": kind, "key": key, **row} for (kind, key), row in rows.items()]
+        taken[kind] += [row["seconds"]] if "seconds" in row else []
+    return [{"kind": kind, "key": key, "seconds": median(taken[kind]) if taken[kind] else None, **row}
+            for (kind, key), row in rows.items()]
 
 
-def _asked(folder: Path) -> dict[tuple[str, str], dict]:
-    """(kind, key) -> what the last runs of notebooks tell of a result: its "codes", name -> hash, its "seconds", the
-    hash of its "study"."""
-    found = {}
-    for path in sorted((folder / "asked").glob("*.json")):
-        told = _json(path)
-        for kind, key, seconds, *names in told.get("results", []):
-            found[kind, key] = {"codes": {name: told["codes"][name] for name in names}, "seconds": seconds,
-                                "study": told["study"]}
-    return found
+def _judge(path: Path, wanted: Mapping, study: Mapping | None, present: Mapping) -> dict:
+    """State, reason and seconds of a result that is there."""
+    try:
+        result = parse(path.read_bytes(), path.stem)
+        tensors = result["values"].get("tensors")
+        if tensors and hashlib.sha256(path.with_suffix(".safetensors").read_bytes()).hexdigest() != tensors:
+            raise ValueError("the checksum of its tensors does not fit")
+    except (ValueError, OSError) as problem:
+        return {"state": "damaged", "why": str(problem)}
+    identity = result["identity"]
+    why = _changed(codes(identity), present) + (differences(identity.get("study"), study, "study") if study else [])
+    state = "stale" if why else "done" if (path.parent.name, path.stem) in wanted else "unasked"
+    return {"state": state, "why": ", ".join(why), "seconds": result["seconds"]}
+
+
+def asked(path: Path) -> dict | None:
+    """What the last run of a notebook tells: the "study", and "results", (kind, key) -> {name: hash} of the code that
+    they depend on, in the order in which they were asked for. None where the file is damaged."""
+    found = _json(path)
+    try:
+        return {"study": found["study"], "results": {
+            (f"{kind}", f"{key}"): {name: found["codes"][name] for name in names}
+            for kind, key, _, *names in found["results"]}}
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _json(path: Path) -> dict:
-    """A file of the lab's own; {} where it is damaged, as if it were not there."""
+    """A file of the lab's own; {} where it is damaged, or is not there."""
     try:
         found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, FileNotFoundError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _present_codes() -> dict[str, str | None]:
-    """A look-up of the present hash of a name, of a kind of result or of a class or function; None where the package
-    has no such definition: a user's own is not to be judged from here."""
-    class Codes(dict):
-        def __missing__(self, name):
-            found = PACKAGE.kinds.get(name) or PACKAGE.find(name)
-            self[name] = found and PACKAGE.code(found)
-            return self[name]
-    return Codes()
+class _PresentCodes(dict):
+    """The present hash of a name, of a kind of result or of a class or function; None where the package has no such
+    definition: a user's own is not to be judged from here."""
+
+    def __missing__(self, name: str) -> str | None:
+        found = PACKAGE.find(name)
+        self[name] = KINDS[name].code if name in KINDS else found and PACKAGE.code(found)
+        return self[name]
 
 
-def _stale(asked: Mapping, present: Mapping) -> str:
+def _changed(own: Mapping[str, str], present: Mapping) -> list[str]:
     """The names whose code is another now."""
-    return ", ".join(name for name, code in asked["codes"].items() if present[name] not in (None, code))
-
-
-def _unasked(path: Path, asked: Mapping, present: Mapping) -> str:
-    """Why a result that no notebook asked for will not be read back; "" where it will."""
-    identity = _json(path).get("identity", {})
-    studies = [one["study"] for one in asked.values()][-1:]
-    other = differences(identity.get("study"), studies[0], "study") if studies else []
-    return ", ".join(filter(None, [_stale({"codes": codes(identity)}, present), *other]))
+    return [name for name, code in own.items() if present[name] not in (None, code)]
 
 
 def table(rows: list[dict]) -> str:
@@ -128,32 +137,37 @@ def table(rows: list[dict]) -> str:
     return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
 
 
+def _folder(which: str) -> Path:
+    return settings.home() / "runs" / plain_name(which, "a profile")
+
+
 def status(which: str) -> None:
-    folder = settings.home() / "runs" / which
+    folder = _folder(which)
     rows = survey(folder)
-    if not rows:
-        print(f"No results in {folder} yet: make paper PROFILE={which}")
-        return
-    print(table(rows))
-    for row in [row for row in rows if row["state"] == "failed"][:10]:
-        print(f"failed: {row['kind']}/{row['key']}: {row['why']}")
+    print(table(rows) if rows else f"No results in {folder} yet: make paper PROFILE={which}")
+    for state in ("failed", "damaged"):
+        for row in [row for row in rows if row["state"] == state][:10]:
+            print(f"{state}: {row['kind']}/{row['key']}: {row['why']}")
     reasons = [row["why"] for row in rows if row["state"] in ("stale", "missing") and row["why"]]
     for reason in sorted(set(reasons), key=reasons.count, reverse=True)[:5]:
         print(f"stale: {reasons.count(reason)} results, other {reason}")
+    for path in sorted((folder / "asked").glob("*.json")):
+        if asked(path) is None:
+            print(f"damaged: asked/{path.name} does not say what that notebook asked for; run the notebook again")
+    if aside := len(list((folder / "results").glob("*/*.damaged"))):
+        print(f"{aside} damaged files were set aside: make clean-stale PROFILE={which} removes them")
 
 
 def clean_stale(which: str) -> int:
-    """Remove the files of stale and damaged results, and return how many these were. Waits for a run to end."""
-    from filelock import FileLock
-
-    folder = settings.home() / "runs" / which
+    """Remove the files of stale and damaged results, and return how many results these were. Waits for a run to end."""
+    folder = _folder(which)
     if not (folder / "results").is_dir():
         return 0
     with FileLock(folder / "results" / ".lock"):
         gone = [row for row in survey(folder) if row["state"] in ("stale", "damaged")]
-        for row in gone:
-            for path in (folder / "results" / row["kind"]).glob(f"{row['key']}.*"):
-                path.unlink(missing_ok=True)
+        files = [(folder / "results" / row["kind"]).glob(f"{row['key']}.*") for row in gone]
+        for path in [*chain(*files), *(folder / "results").glob("*/*.damaged")]:
+            path.unlink(missing_ok=True)
     return len(gone)
 
 
@@ -167,14 +181,15 @@ def verify(which: str, sample: int = 12, seed: int = 0) -> list[dict]:
     The notebooks that have asked for them run once more, and compute them when they ask: a result has all its arguments
     only there. The sample takes all kinds in turn.
     """
-    folder = settings.home() / "runs" / which
+    folder = _folder(which)
     done = [row for row in survey(folder) if row["state"] == "done"]
     drawn, listed = draw(done, sample, seed), folder / "verify.json"
-    notebooks = [path.stem for path in sorted((folder / "asked").glob("*.json"))
-                 if {(kind, key) for kind, key, *_ in _json(path).get("results", [])} & set(drawn)]
     if not drawn:
         return []
+    notebooks = [path.stem for path in sorted((folder / "asked").glob("*.json"))
+                 if (found := asked(path)) and found["results"].keys() & set(drawn)]
     listed.write_text(json.dumps([f"{kind}/{key}" for kind, key in drawn]))
+<<<<<<< HEAD
     for kind, key in drawn:
         (folder / "verified" / f"{kind}-{key}.json").unlink(missing_ok=True)
     subprocess.run([sys.executable, "-m", "rumlib.lab.run", which, "", "", "", " ".join(notebooks)], check=True,
@@ -182,6 +197,18 @@ def verify(which: str, sample: int = 12, seed: int = 0) -> list[dict]:
     told = [_json(folder / "verified" / f"{kind}-{key}.json") if (folder / "verified" / f"{kind}-{key}.json").exists()
             else {"verdict": "not asked for", "found": ""} for kind, key in drawn]
     return [{"kind": kind, "key": key, **row} for (kind, key), row in zip(drawn, told, strict=True)]
+=======
+    compared = [folder / "verified" / f"{kind}-{key}.json" for kind, key in drawn]
+    for path in compared:
+        path.unlink(missing_ok=True)
+    run = subprocess.run([sys.executable, "-m", "rumlib.lab.run", which, "--only", *notebooks], check=False, env={
+        **os.environ, "RUM_VERIFY": str(listed.resolve()), "RUM_FIGURES": str(folder / "verified")})
+    if run.returncode:
+        raise ValueError(f"the notebooks {', '.join(notebooks)} did not run to their end (see above), so that nothing "
+                         f"can be said of what they ask for")
+    return [{"kind": kind, "key": key, **(_json(path) or {"verdict": "not asked for", "found": ""})}
+            for (kind, key), path in zip(drawn, compared, strict=True)]
+>>>>>>> h6
 
 
 def draw(rows: list[dict], sample: int, seed: int) -> list[tuple[str, str]]:
@@ -201,37 +228,50 @@ def compare(stored: Mapping, found: Mapping, *, exact: bool) -> dict[str, str]:
     if stored.keys() != found.keys():
         return {"verdict": "differs", "found": f"has {', '.join(stored.keys() ^ found.keys())} on one side only"}
     distances = {name: distance(value, found[name]) for name, value in stored.items()}
-    worst = max(distances, key=distances.get)
-    if distances[worst] == 0:
+    most = max(distances.values(), default=0.0)
+    if not most:
         return {"verdict": "equal", "found": ""}
-    verdict = "within tolerance" if distances[worst] <= TOLERANCE and not exact else "differs"
-    return {"verdict": verdict, "found": f"{worst} by {distances[worst]:.2g}"}
+    worst = next(name for name, value in distances.items() if value == most)
+    return {"verdict": "within tolerance" if most <= TOLERANCE and not exact else "differs",
+            "found": f"{worst} by {most:.2g}"}
 
 
 def distance(a: object, b: object) -> float:
     """0 if equal; of numbers the absolute difference, of bool tensors the share that differs, of other tensors the norm
-    of the difference over that of the first. Counts and whatever else is not a float must be equal: infinite if not."""
+    of the difference over that of the first; of lists and dictionaries the largest inside. Counts and whatever else is
+    not a float must be equal: infinite if not."""
+    a, b = (list(side) if isinstance(side, tuple) else side for side in (a, b))      # JSON gives back a list for one
+    if isinstance(a, dict):
+        return distance(list(a.values()), [b[name] for name in a]) if isinstance(b, dict) and a.keys() == b.keys() \
+            else math.inf
+    if isinstance(a, list) and isinstance(b, list):
+        return max(map(distance, a, b), default=0.0) if len(a) == len(b) else math.inf
     if isinstance(a, float) and isinstance(b, float):
-        return abs(a - b)
-    if not hasattr(a, "is_floating_point"):
-        return 0.0 if json.dumps(a) == json.dumps(b) else float("inf")   # a list comes back for a tuple
+        return 0.0 if repr(a) == repr(b) else math.inf if math.isnan(a - b) else abs(a - b)
+    if not (hasattr(a, "is_floating_point") and hasattr(b, "is_floating_point")):
+        return 0.0 if type(a) is type(b) and a == b else math.inf
     if a.shape != b.shape or a.dtype != b.dtype:
-        return float("inf")
-    if (a == b).all():
+        return math.inf
+    if a.numpy(force=True).tobytes() == b.numpy(force=True).tobytes():
         return 0.0
     if not a.is_floating_point():
-        return (a != b).float().mean().item() if str(a.dtype) == "torch.bool" else float("inf")
+        return (a != b).float().mean().item() if str(a.dtype) == "torch.bool" else math.inf
     a, b = a.cpu().double(), b.cpu().double()
-    return ((a - b).norm() / a.norm().clamp(min=1e-12)).nan_to_num(nan=float("inf")).item()
+    return ((a - b).norm() / a.norm().clamp(min=1e-12)).nan_to_num(nan=math.inf).item()
 
 
 # -- Figures ----------------------------------------------------------------------------------------------------------
 
 
-def explain(origin: Mapping) -> list[tuple[str, object, object]]:
-    """How the present differs from that of a figure, given its provenance: rows (what, then, now)."""
+def explain(figure: Path) -> list[tuple[str, object, object]]:
+    """How the present differs from what a figure was made with, given its file of provenance: rows (what, then, now).
+    Raises FileNotFoundError or ValueError for any other file."""
     from rumlib.lab.study import Study
 
+    if not figure.exists():
+        raise FileNotFoundError(f"there is no {figure}; give the .json beside a figure")
+    if not isinstance((origin := _json(figure)).get("profile"), str):
+        raise ValueError(f"{figure} does not say where a figure comes from; give the .json beside a figure")
     study = Study(origin["profile"], quiet=True)
     present = json.loads(json.dumps(study.provenance()))
     told = ("commit", "dirty", "lock", "code", "data", "seeds", "tuning seeds", "device", "published", "machine",
@@ -250,17 +290,16 @@ def _at(side: Mapping, name: str) -> object:
 
 def _results(origin: Mapping, folder: Path) -> Iterator[tuple[str, object, object]]:
     """Whether the notebook of the figure asks for the same results as then, and what became of these."""
-    from rumlib.lab.codehash import digest_of
-
-    then, manifest = origin.get("results", {}), folder / "asked" / f"{origin.get('notebook')}.json"
+    then, name = origin.get("results", {}), origin.get("notebook", "a notebook not recorded")
     count = then.get("computed", 0) + then.get("read back", 0)
-    asked = [[kind, key] for kind, key, *_ in _json(manifest).get("results", [])][:count] if manifest.exists() else None
-    if asked is None:
-        yield "results", f"{count} of {origin.get('notebook', 'a notebook not recorded')}", "no run of it here"
-    elif digest_of(asked) != then.get("digest"):
-        yield "results", f"{count}: {then.get('digest')}", f"others in its last run: {digest_of(asked)}"
+    found = asked(folder / "asked" / f"{name}.json")
+    names = list(map(list, found["results"]))[:count] if found else []
+    if found is None:
+        yield "results", f"{count} of {name}", "no run of it here"
+    elif digest_of(names) != then.get("digest"):
+        yield "results", f"{count}: {then.get('digest')}", f"others in its last run: {digest_of(names)}"
     else:
-        states = [row["state"] for row in survey(folder) if [row["kind"], row["key"]] in asked]
+        states = [row["state"] for row in survey(folder) if [row["kind"], row["key"]] in names]
         for state in sorted(set(states) - {"done"}):
             yield "results", "done", f"{states.count(state)} {state}"
 
@@ -280,7 +319,7 @@ def main(what: str, which: str, sample: str = "12", seed: str = "0") -> bool:
               or f"No finished results in runs/{which}/")
         return not any(row["verdict"] in ("differs", "not asked for") for row in rows)
     elif what == "explain":
-        rows = explain(json.loads(Path(which).read_text()))
+        rows = explain(Path(which))
         print("\n".join(f"{name}: {then} then, {now} now" for name, then, now in rows)
               or f"{which}: all that it was made with is as it was")
         return not rows

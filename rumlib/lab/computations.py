@@ -24,15 +24,7 @@ from rumlib.algorithms import Retrain
 from rumlib.data import Examples, digest
 from rumlib.lab.codehash import digest_of
 from rumlib.lab.memo import Computation, Memoized, identify, memoize
-from rumlib.metrics import (
-    Evaluation,
-    accuracies,
-    class_accuracies,
-    class_mia,
-    evaluate,
-    evaluation,
-    jensen_shannon,
-)
+from rumlib.metrics import Evaluation, accuracies, class_accuracies, class_mia, evaluate, evaluation, jensen_shannon
 from rumlib.models import build
 from rumlib.proxies import HOLDOUT, TRACED, Curvature, Trace, proxy
 from rumlib.rum import RUM, stream

@@ -57,21 +57,29 @@ def identify(value) -> object:
     if isinstance(value, Tensor):
         return {"digest": digest(value)}
     if is_dataclass(value) and not isinstance(value, type):
-        return {"class": type(value).__qualname__, "code": code_of(type(value)),
+        return {"class": _name(type(value)), "code": code_of(type(value)),
                 "fields": {f.name: identify(getattr(value, f.name)) for f in fields(value)}}
     function = getattr(value, "func", value)                 # of a functools.partial
-    if "<" in getattr(function, "__qualname__", "<nothing>") or inspect.ismethod(function) or " at 0x" in describe(value):
-        raise TypeError(f"{value!r} has no lasting name, so that its results could not be found again; make it a frozen "
-                        f"dataclass, or a function at the top of a module or notebook (functools.partial for arguments)")
-    return {"function": function.__qualname__, "code": code_of(function), "arguments": describe(value)}
+    lasting = "<" not in getattr(function, "__qualname__", "<nothing>") and not inspect.ismethod(function)
+    if not lasting or " at 0x" in describe(value):
+        raise TypeError(f"{value!r} has no lasting name, so that its results could not be found again; make it a "
+                        f"frozen dataclass, or a function at the top of a module or notebook (functools.partial for "
+                        f"arguments)")
+    return {"function": _name(function), "code": code_of(function), "arguments": describe(value)}
+
+
+def _name(thing: type | Callable) -> str:
+    """Without its module, so that it may move. A user's own may have the name of one of the package."""
+    return thing.__qualname__ if thing.__module__.partition(".")[0] == PACKAGE.name else f"own.{thing.__qualname__}"
 
 
 def plain(value):
     """An integer of any type as Python's own, also inside a tuple: a seed of NumPy has the results of a plain one."""
     if isinstance(value, tuple):
         return tuple(map(plain, value))
-    whole = isinstance(value, Integral) or (isinstance(value, Tensor) and value.ndim == 0 and not value.is_floating_point())
-    return operator.index(value) if whole and not isinstance(value, bool) else value
+    if isinstance(value, Tensor) and value.ndim == 0:
+        value = value.item()
+    return operator.index(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
 
 
 # -- What ends a run ---------------------------------------------------------------------------------------------------
@@ -288,8 +296,7 @@ class Memoized:
                 with self.computing():
                     values = method.compute(self, *arguments)
                 large = self.store.large(method.kind, key) if "large" in values else None
-                stored = {**result["values"], "large": large or values["large"]} if "large" in values \
-                    else result["values"]
+                stored = {**result["values"], **({"large": large or values["large"]} if "large" in values else {})}
                 told = compare(stored, values, exact=result["made"] == here())
                 put(self.manifest.parents[1] / "verified" / f"{method.kind}-{key}.json", json.dumps(told).encode())
 
@@ -304,12 +311,26 @@ class Memoized:
     def _note(self, identities: Mapping[str, Mapping], found: Mapping[str, dict | Failure]) -> None:
         """Put on file, durably, which results this notebook has asked for since it was started, the code that they
         depend on, and the seconds that those took that were `found`."""
+<<<<<<< HEAD
         session, before = _session(self.manifest), len(_session(self.manifest))
         for key, identity in identities.items():
             seconds = None if isinstance(found.get(key), Failure | None) else found[key]["seconds"]
             session[identity["what"], key] = seconds, codes(identity)
         if found or len(session) > before:
             put(self.manifest, asked_for(self.identity, session))
+=======
+        session = _session(self.manifest)
+        before = len(session["results"])
+        for key, identity in identities.items():
+            own, result = codes(identity), found.get(key)
+            seconds = result["seconds"] if isinstance(result, dict) else None
+            session["codes"] |= own
+            session["results"][identity["what"], key] = [seconds, *sorted(own)]
+        if found or len(session["results"]) > before:
+            kept = {"study": self.identity, "codes": session["codes"],
+                    "results": [[*name, *told] for name, told in session["results"].items()]}
+            put(self.manifest, json.dumps(kept).encode())
+>>>>>>> h6
 
     @contextmanager
     def alone(self) -> Iterator[None]:

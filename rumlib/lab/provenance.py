@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def provenance(study: Study) -> dict:
-    """What is needed to say where a figure comes from. Where there is no git, "commit" and "dirty" are None: unknown."""
+    """What is needed to say where a figure comes from. Without git, "commit" and "dirty" are None: unknown."""
     package = Path(__file__).parents[1]
     lock = package.parent / "requirements.lock"
     status = _git(package, "status", "--porcelain", "--", ".", "../notebooks", "../requirements.lock")

@@ -80,8 +80,8 @@ class Run:
 
 
 def execute(runs: list[Run], home: Path, only: Sequence[str] = ()) -> None:
-    """Execute the numbered notebooks of these runs, or `only` some of them, by name. Raises the first error, once all others have ended; SystemExit,
-    with what is to be done, where the notebooks themselves are not to blame."""
+    """Execute the numbered notebooks of these runs, or `only` some of them, by name. Raises the first error, once all
+    others have ended; SystemExit, with what is to be done, where the notebooks themselves are not to blame."""
     sources = numbered(home, with_live=not runs[0].told)
     stages = (sources[:-1], sources[-1:])                    # the last one gathers what the others have written
     from papermill.exceptions import PapermillExecutionError  # takes seconds

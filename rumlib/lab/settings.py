@@ -39,7 +39,10 @@ def published() -> Path | None:
 
 
 def until() -> float:
-    return float(os.environ.get("RUM_UNTIL", "inf"))
+    try:
+        return float(os.environ.get("RUM_UNTIL", "inf"))
+    except ValueError:
+        raise ValueError(f"RUM_UNTIL is a time in seconds since 1970; got {os.environ['RUM_UNTIL']!r}") from None
 
 
 def notebook() -> str:
@@ -48,5 +51,9 @@ def notebook() -> str:
 
 
 def verified() -> frozenset[str]:
+    """What RUM_VERIFY lists. Raises ValueError where it names no such file."""
     name = os.environ.get("RUM_VERIFY")
-    return frozenset(json.loads(Path(name).read_text())) if name else frozenset()
+    try:
+        return frozenset(json.loads(Path(name).read_text())) if name else frozenset()
+    except (OSError, ValueError, TypeError) as problem:
+        raise ValueError(f"RUM_VERIFY names a JSON file with a list of results; {name!r} is none: {problem}") from None

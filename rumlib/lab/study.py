@@ -29,7 +29,7 @@ from rumlib.device import pick
 from rumlib.lab import computations as made
 from rumlib.lab import engine, settings, tables, tuning
 from rumlib.lab.computations import ForgetSet
-from rumlib.lab.memo import FORMAT, Memoized, identify
+from rumlib.lab.memo import FORMAT, Memoized, identify, plain
 from rumlib.lab.profiles import Profile, profile
 from rumlib.lab.provenance import provenance, save
 from rumlib.lab.tables import Cell
@@ -54,10 +54,12 @@ class Study(Memoized):
                  home: str | Path | None = None):
         self.profile = profile(which) if isinstance(which, str) else which
         if seeds is not None:
+            if type(plain(seeds)) is not int or seeds < 1:
+                raise ValueError(f"seeds is the number of reporting seeds, at least 1; got {seeds!r}")
             self.profile = replace(self.profile, seeds=tuple(range(seeds)))
-        if set(self.profile.seeds) & set(self.profile.tuning_seeds):
-            raise ValueError(f"reporting seeds {self.profile.seeds} and tuning seeds {self.profile.tuning_seeds} "
-                             f"overlap; results must be reported on other seeds than settings were chosen on")
+        if both := set(self.profile.seeds) & set(self.profile.tuning_seeds):
+            raise ValueError(f"reporting seeds and tuning seeds overlap in {sorted(both)[:10]}; results must be "
+                             f"reported on other seeds than settings were chosen on")
         self.device = pick(self.profile.device)
         self.home = Path(home) if home else settings.home()
         super().__init__(self.home / "runs" / self.profile.name, workers=self.profile.workers, quiet=quiet)
@@ -130,7 +132,9 @@ class Study(Memoized):
 
     def proxy_seconds(self, name: str, seed: int = 0) -> float:
         """What the proxy took beyond the training of the original model."""
-        return made.original(self, seed)["trace_seconds"] if name in TRACED else made.probed(self, name, seed)["seconds"]
+        if name in TRACED:
+            return made.original(self, seed)["trace_seconds"]
+        return made.probed(self, name, seed)["seconds"]
 
     def originals(self, seeds: Iterable[int]) -> None:
         """Train the original models of these seeds, on all cores; `model` then gives them."""

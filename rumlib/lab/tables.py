@@ -31,6 +31,11 @@ class Cell:
 
     def __post_init__(self):
         object.__setattr__(self, "seed", plain(self.seed))
+        if type(self.seed) is not int:
+            raise TypeError(f"the seed of a cell is an integer; got {self.seed!r}")
+        if not callable(self.algorithm) or isinstance(self.algorithm, type):
+            raise TypeError(f"{self.algorithm!r} is no algorithm; give one such as Finetune(), or a function "
+                            f"(model, forget, retain, *, seed) -> model")
 
 
 def unlearn(study: Memoized, cells: Iterable[Cell]) -> pd.DataFrame:
@@ -83,7 +88,8 @@ def _prepared(study: Memoized, cells: Iterable[Cell], *more: int) -> list[Cell]:
     return cells
 
 
-def stream(study: Memoized, forgets: Iterable[ForgetSet], ways: Mapping[str, tuple], seeds: Iterable[int]) -> pd.DataFrame:
+def stream(study: Memoized, forgets: Iterable[ForgetSet], ways: Mapping[str, tuple],
+           seeds: Iterable[int]) -> pd.DataFrame:
     """Requests for deletion one after the other; `ways` maps a label to (algorithm, when to retrain, see
     `computations.requests`). One row for each way, seed and request."""
     forgets, seeds = tuple(forgets), list(seeds)

@@ -40,9 +40,10 @@ HOW = "chosen with the retrained oracle: largest mean ToW over the tuning seeds"
 
 
 def has_field(algorithm: Callable, name: str) -> bool:
-    """Whether the algorithm, or one inside it, has that field."""
-    own = {f.name for f in fields(algorithm)} if is_dataclass(algorithm) else set()
-    return name in own or any(has_field(part, name) for part in _inside(algorithm))
+    """Whether the algorithm, or one inside it (of a wrapper, or a step of a RUM), has that field."""
+    own = {f.name: getattr(algorithm, f.name) for f in fields(algorithm)} if is_dataclass(algorithm) else {}
+    inside = [own["inner"]] if "inner" in own else own.get("steps", ())
+    return name in own or any(has_field(part, name) for part in inside)
 
 
 def vary(algorithm, **changes):
@@ -64,12 +65,15 @@ def vary(algorithm, **changes):
                                                         if has_field(step, name)}) for step in algorithm.steps))
 
 
+<<<<<<< HEAD
 def _inside(algorithm: Callable) -> tuple:
     """The algorithms inside of one: of a wrapper, or the steps of a RUM."""
     own = {f.name for f in fields(algorithm)} if is_dataclass(algorithm) else ()
     return (algorithm.inner,) if "inner" in own else algorithm.steps if "steps" in own else ()
 
 
+=======
+>>>>>>> h6
 def apply_setting(algorithm: Callable, setting: Setting) -> Callable:
     """The algorithm with the values of a setting."""
     for name, value in setting.items():                      # one by one: a wrapper has some fields, its inner others
@@ -86,6 +90,8 @@ def search(space: Iterable[float] | Mapping[str, object], trials: int | None = N
     space   learning rates; or field -> values, of which every combination is tried, at most `trials` of them, drawn at
             random; or field -> Optuna distribution, then `trials` says how many are tried
     """
+    if not isinstance(space, Iterable):
+        raise TypeError(f"{space!r} is no space: give learning rates, or field -> values to try")
     space = space if isinstance(space, Mapping) else {"lr": tuple(space)}
     if trials is not None and trials < 1:
         raise ValueError(f"trials is the number of settings to try, at least 1; got {trials}")
@@ -231,5 +237,8 @@ def tuned(profile: str, folder: Path = FOLDER) -> dict[tuple, dict]:
     if not path.exists():
         there = ", ".join(sorted(file.stem for file in folder.glob("*.json"))) or "none"
         raise FileNotFoundError(f"nothing tuned is on file for profile {profile!r}; there is {there}")
-    found = json.loads(path.read_text())
-    return {tuple(entry[key] for key in found["keys"]): entry for entry in found["entries"]}
+    try:
+        found = json.loads(path.read_text())
+        return {tuple(entry[key] for key in found["keys"]): entry for entry in found["entries"]}
+    except (ValueError, KeyError, TypeError, RecursionError) as problem:
+        raise ValueError(f"{path} is damaged ({problem!r}); tune again, or take it from the sources") from problem
