@@ -25,13 +25,9 @@ from pathlib import Path
 import safetensors.torch
 from torch import nn
 
-<<<<<<< HEAD
 from rumlib.data import Examples, check_disjoint, digest
 from rumlib.device import as_seed
 from rumlib.lab import files
-=======
-from rumlib.data import Examples, digest
->>>>>>> h6
 from rumlib.lab.codehash import PACKAGE, digest_of
 from rumlib.lab.store import put
 from rumlib.models import Factory, build, describe

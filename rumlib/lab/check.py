@@ -189,26 +189,16 @@ def verify(which: str, sample: int = 12, seed: int = 0) -> list[dict]:
     notebooks = [path.stem for path in sorted((folder / "asked").glob("*.json"))
                  if (found := asked(path)) and found["results"].keys() & set(drawn)]
     listed.write_text(json.dumps([f"{kind}/{key}" for kind, key in drawn]))
-<<<<<<< HEAD
-    for kind, key in drawn:
-        (folder / "verified" / f"{kind}-{key}.json").unlink(missing_ok=True)
-    subprocess.run([sys.executable, "-m", "rumlib.lab.run", which, "", "", "", " ".join(notebooks)], check=True,
-                   env={**os.environ, "RUM_VERIFY": str(listed.resolve()), "RUM_FIGURES": str(folder / "verified")})
-    told = [_json(folder / "verified" / f"{kind}-{key}.json") if (folder / "verified" / f"{kind}-{key}.json").exists()
-            else {"verdict": "not asked for", "found": ""} for kind, key in drawn]
-    return [{"kind": kind, "key": key, **row} for (kind, key), row in zip(drawn, told, strict=True)]
-=======
     compared = [folder / "verified" / f"{kind}-{key}.json" for kind, key in drawn]
     for path in compared:
         path.unlink(missing_ok=True)
-    run = subprocess.run([sys.executable, "-m", "rumlib.lab.run", which, "--only", *notebooks], check=False, env={
+    run = subprocess.run([sys.executable, "-m", "rumlib.lab.run", which, "", "", "", " ".join(notebooks)], env={
         **os.environ, "RUM_VERIFY": str(listed.resolve()), "RUM_FIGURES": str(folder / "verified")})
     if run.returncode:
         raise ValueError(f"the notebooks {', '.join(notebooks)} did not run to their end (see above), so that nothing "
                          f"can be said of what they ask for")
     return [{"kind": kind, "key": key, **(_json(path) or {"verdict": "not asked for", "found": ""})}
             for (kind, key), path in zip(drawn, compared, strict=True)]
->>>>>>> h6
 
 
 def draw(rows: list[dict], sample: int, seed: int) -> list[tuple[str, str]]:

@@ -311,26 +311,12 @@ class Memoized:
     def _note(self, identities: Mapping[str, Mapping], found: Mapping[str, dict | Failure]) -> None:
         """Put on file, durably, which results this notebook has asked for since it was started, the code that they
         depend on, and the seconds that those took that were `found`."""
-<<<<<<< HEAD
         session, before = _session(self.manifest), len(_session(self.manifest))
         for key, identity in identities.items():
             seconds = None if isinstance(found.get(key), Failure | None) else found[key]["seconds"]
             session[identity["what"], key] = seconds, codes(identity)
         if found or len(session) > before:
             put(self.manifest, asked_for(self.identity, session))
-=======
-        session = _session(self.manifest)
-        before = len(session["results"])
-        for key, identity in identities.items():
-            own, result = codes(identity), found.get(key)
-            seconds = result["seconds"] if isinstance(result, dict) else None
-            session["codes"] |= own
-            session["results"][identity["what"], key] = [seconds, *sorted(own)]
-        if found or len(session["results"]) > before:
-            kept = {"study": self.identity, "codes": session["codes"],
-                    "results": [[*name, *told] for name, told in session["results"].items()]}
-            put(self.manifest, json.dumps(kept).encode())
->>>>>>> h6
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -353,7 +339,8 @@ def _session(manifest: Path) -> dict[tuple[str, str], tuple]:
 
 
 def asked_for(study: Mapping, results: Mapping[tuple[str, str], tuple[float | None, Mapping]]) -> bytes:
-    """The file that says what a notebook has asked for: (kind, key) -> (seconds, if known; name -> hash of its code)."""
+    """The file that says what a notebook has asked for: (kind, key) -> (seconds, if known; name -> hash of its
+    code)."""
     known = {name: code for _, own in results.values() for name, code in own.items()}
     listed = [[*name, seconds, *sorted(own)] for name, (seconds, own) in results.items()]
     return json.dumps({"study": study, "codes": known, "results": listed}).encode()

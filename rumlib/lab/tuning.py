@@ -65,15 +65,6 @@ def vary(algorithm, **changes):
                                                         if has_field(step, name)}) for step in algorithm.steps))
 
 
-<<<<<<< HEAD
-def _inside(algorithm: Callable) -> tuple:
-    """The algorithms inside of one: of a wrapper, or the steps of a RUM."""
-    own = {f.name for f in fields(algorithm)} if is_dataclass(algorithm) else ()
-    return (algorithm.inner,) if "inner" in own else algorithm.steps if "steps" in own else ()
-
-
-=======
->>>>>>> h6
 def apply_setting(algorithm: Callable, setting: Setting) -> Callable:
     """The algorithm with the values of a setting."""
     for name, value in setting.items():                      # one by one: a wrapper has some fields, its inner others
