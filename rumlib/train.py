@@ -373,8 +373,8 @@ def check_compatible(model: nn.Module, examples: Examples, what: str = "the set"
         raise ValueError(f"a model must map inputs to logits (n, classes) of two or more classes; this one gives "
                          f"{tuple(logits.shape)}" + "; two classes need two outputs, not one" * (logits.ndim == 2))
     if logits.isnan().all():
-        raise FloatingPointError(f"the model answers NaN to {what}: its training has diverged; train it again with a "
-                                 f"lower lr")
+        raise FloatingPointError(f"the model answers NaN to {what}: its training has diverged; train it "
+                                 f"again with a lower lr")
     if int(examples.y.max()) >= logits.shape[1]:
         raise ValueError(f"label {int(examples.y.max())} of {what} is out of range: the model has {logits.shape[1]} "
                          f"outputs, labels must lie in 0..{logits.shape[1] - 1}")
