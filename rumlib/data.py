@@ -73,11 +73,14 @@ class Examples:
         if index.shape != (len(x),):
             raise ValueError(f"index must hold one number for each of the {len(x)} examples; "
                              f"got shape {tuple(index.shape)}")
-        for name, values in self.info.items():
-            if len(values) != len(x):
-                raise ValueError(f"info[{name!r}] holds {len(values)} values for {len(x)} examples")
+        if not isinstance(self.info, Mapping):
+            raise TypeError(f"info maps names to one value per example, e.g. {{'flipped': flipped}}; got {self.info!r}")
+        info = {name: as_tensor(values, f"info[{name!r}]") for name, values in self.info.items()}
+        for name, values in info.items():
+            if values.shape[:1] != x.shape[:1]:
+                raise ValueError(f"info[{name!r}] holds values of shape {tuple(values.shape)} for {len(x)} examples")
         # The one place where a frozen field is set: tensors given as arrays or lists become tensors.
-        for name, value in (("x", x), ("y", y.long().cpu()), ("index", index.long().cpu())):
+        for name, value in (("x", x), ("y", y.long().cpu()), ("index", index.long().cpu()), ("info", info)):
             object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
@@ -85,6 +88,8 @@ class Examples:
 
     def __getitem__(self, rows) -> Examples:
         """The examples at `rows`: a bool mask (n,), positions, or a slice."""
+        if isinstance(rows, list) and rows:                  # of floats torch would make whole numbers
+            rows = as_tensor(rows, "rows")
         try:
             index = self.index[rows]
         except IndexError as problem:
@@ -92,6 +97,8 @@ class Examples:
                              f"length, positions below it, or a slice") from problem
         if not index.ndim:
             raise TypeError(f"one position gives no set of examples; take examples[{rows}:{int(rows) + 1}]")
+        if index.ndim > 1:
+            raise ValueError(f"rows are a bool mask, positions (n,) or a slice; they give shape {tuple(index.shape)}")
         info = {name: values[rows] for name, values in self.info.items()}
         return Examples(self.x[rows], self.y[rows], index, info, self.names)
 
@@ -168,6 +175,8 @@ def as_tensor(values, what: str) -> Tensor:
 
 def check_inputs(x: Tensor) -> Tensor:
     """The same x, if it can be images, rows or tokens."""
+    if x.layout != torch.strided or x.is_meta:
+        raise TypeError(f"x must be a dense tensor in memory; got {x.layout} on {x.device}. Convert it, x.to_dense()")
     if x.ndim < 2:
         raise ValueError(f"x must be images (n, channels, height, width) or rows (n, d); got {tuple(x.shape)}")
     if x.dtype != torch.uint8 and not x.is_floating_point() and not (x.dtype in IDS and x.ndim == 2):

@@ -13,7 +13,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from operator import index as whole
 from pathlib import Path
 
@@ -46,6 +46,13 @@ def load(name: str, *, root: str | Path | None = None, download: bool = False, c
     Raises ValueError for an unknown name and FileNotFoundError, saying where it looked, for missing files.
     """
     seed = as_seed(seed)
+    for what, value in (("n", n), ("n_test", n_test), ("size", size)):
+        if value is not None and (isinstance(value, bool) or not hasattr(value, "__index__") or value < 1):
+            raise ValueError(f"{what} must be a whole number, at least 1; got {what}={value!r}")
+    if classes is not None and (isinstance(classes, str) or not isinstance(classes, Iterable) or not list(classes)):
+        raise ValueError(f"classes must be a tuple of one class or more, e.g. classes=(3, 5); got {classes!r}")
+    if not isinstance(name, str | Path):
+        raise TypeError(f"the name of a data set or the path of a folder is asked for; got {name!r}")
     select = dict(classes=classes, seed=seed, size=size)
     if name == "digits":
         train, test = _digits(noise, flips, seed)
@@ -54,7 +61,11 @@ def load(name: str, *, root: str | Path | None = None, download: bool = False, c
         raise ValueError(f"unknown data set {name!r}; choose one of {', '.join(DATASETS)}, or give the path of a "
                          f"folder with train/<class>/* and test/<class>/*")
     if name not in DATASETS:
-        return _folder(Path(name), "train", n=n, **select), _folder(Path(name), "test", n=n_test, **select)
+        train, test = _folder(Path(name), "train", n=n, **select), _folder(Path(name), "test", n=n_test, **select)
+        if train.names != test.names:                        # else the same class would have another number
+            raise ValueError(f"{name} has other classes in its two parts, e.g. "
+                             f"{sorted({*train.names} ^ {*test.names})[:3]}: train/ and test/ need the same folders")
+        return train, test
     folder = _in_parquet(name, root)
     if folder is not None:
         return (_parquet(folder / "train.parquet", n=n, **select),
@@ -174,13 +185,17 @@ def _parquet(path: Path, **select) -> Examples:
 
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing beside {path.parent}/train.parquet")
-    table = pyarrow.parquet.read_table(path, columns=["img", "label"])
-    y = torch.tensor(table["label"].to_numpy())
-    coded = table["img"].combine_chunks().field("bytes")
+    try:
+        table = pyarrow.parquet.read_table(path, columns=["img", "label"])
+        y = torch.tensor(table["label"].to_numpy())
+        coded = table["img"].combine_chunks().field("bytes")
+    except (pyarrow.ArrowException, AttributeError, KeyError, TypeError) as problem:
+        raise ValueError(f"{path} is damaged, or does not have the columns img = {{bytes, path}} and label (whole "
+                         f"numbers): {problem}") from problem
 
     def decode(rows):
-        return torch.stack([torch.from_numpy(np.array(Image.open(io.BytesIO(coded[int(i)].as_py())).convert("RGB")))
-                            for i in rows]).permute(0, 3, 1, 2)
+        return _stack(path, rows, lambda i: torch.from_numpy(np.array(
+            Image.open(io.BytesIO(coded[i].as_py())).convert("RGB")))).permute(0, 3, 1, 2)
 
     names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     return _chosen(decode, y, names, **select)
@@ -198,8 +213,24 @@ def _folder(root: Path, part: str, **select) -> Examples:
                                 f"a folder of images needs train/<class>/* and test/<class>/*")
     images = ImageFolder(str(found[0]))
     size = select["size"] or 32
-    return _chosen(lambda rows: torch.stack([resize(pil_to_tensor(images[int(i)][0]), [size, size]) for i in rows]),
+    return _chosen(lambda rows: _stack(found[0], rows, lambda i: resize(pil_to_tensor(images[i][0]), [size, size])),
                    torch.tensor(images.targets), tuple(images.classes), **select)
+
+
+def _stack(path: Path, rows: Tensor, read: Callable[[int], Tensor]) -> Tensor:
+    """The images of these rows. Raises ValueError for one that is damaged, or of another size than the first."""
+    from PIL import Image
+
+    found = []
+    for i in map(int, rows):
+        try:
+            found.append(read(i))
+        except (OSError, TypeError, SyntaxError, Image.DecompressionBombError) as problem:
+            raise ValueError(f"image {i} of {path} cannot be read: {problem}. Replace or remove it") from problem
+        if found[0].shape != found[-1].shape:
+            raise ValueError(f"image {i} of {path} has shape {tuple(found[-1].shape)}, the first "
+                             f"{tuple(found[0].shape)}: bring them to one size")
+    return torch.stack(found)
 
 
 def _tiny_imagenet(root: Path) -> list[tuple[Callable, Tensor, tuple[str, ...]]]:
@@ -214,11 +245,15 @@ def _tiny_imagenet(root: Path) -> list[tuple[Callable, Tensor, tuple[str, ...]]]
                                 f"there (it cannot be fetched with download=True), or point RUM_DATA or root= to it")
     images = ImageFolder(str(folder / "train"))
     lines = [line.split("\t") for line in (folder / "val" / "val_annotations.txt").read_text().splitlines()]
+    wrong = next((line for line in lines if len(line) < 2 or line[1] not in images.class_to_idx), None)
+    if wrong or not lines:
+        raise ValueError(f"{folder / 'val' / 'val_annotations.txt'} must name an image and one of the classes of "
+                         f"train/ in each line; got {wrong}")
     validation = [(folder / "val" / "images" / Path(file).name, images.class_to_idx[c]) for file, c, *_ in lines]
     both = []
     for samples in (images.samples, validation):
         def decode(rows, samples=samples):
-            return torch.stack([pil_to_tensor(images.loader(samples[int(i)][0])) for i in rows])
+            return _stack(folder, rows, lambda i: pil_to_tensor(images.loader(samples[i][0])))
 
         both.append((decode, torch.tensor([c for _, c in samples]), tuple(images.classes)))
     return both
@@ -259,6 +294,9 @@ def _chosen(decode, y: Tensor, names: tuple[str, ...], *, classes, n, size, seed
     """Those of the images with labels `y` that are asked for; index stays the row in the whole data set."""
     if classes is not None and (len(set(classes)) != len(classes) or not set(classes) <= set(y.tolist())):
         raise ValueError(f"classes must be different ones of {sorted(set(y.tolist()))}; got {classes}")
+    if names and len(y) and int(y.max()) >= len(names):
+        raise ValueError(f"label {int(y.max())} is out of range: there are {len(names)} classes, "
+                         f"{', '.join(names[:10])}")
     rows = torch.arange(len(y)) if classes is None else torch.isin(y, torch.tensor(classes)).nonzero()[:, 0]
     if n is not None and not 0 < n <= len(rows):
         raise ValueError(f"n={n} images were asked for; there are {len(rows)}")

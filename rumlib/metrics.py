@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from rumlib.data import Examples, check_disjoint
 from rumlib.device import as_seed
 from rumlib.graphs import unrecorded
+from rumlib.models import anchor
 from rumlib.train import Cost, accuracy, check_compatible, correct, predict
 
 if TYPE_CHECKING:
@@ -53,6 +54,14 @@ def _logits(model: nn.Module, **sets: Examples) -> list[Tensor]:
         if wrong:
             raise FloatingPointError(f"the model gives NaN or infinite logits for {wrong} of {len(logits)} examples "
                                      f"({name}): it diverged, and cannot be compared or attacked")
+    return found
+
+
+def _logits_of_both(a: nn.Module, b: nn.Module, examples: Examples) -> list[Tensor]:
+    found = [*_logits(a, examples=examples), *_logits(b, examples=examples)]
+    if found[0].shape != found[1].shape:
+        raise ValueError(f"the models know {found[0].shape[1]} and {found[1].shape[1]} classes: only models of the "
+                         f"same classes can be compared")
     return found
 
 
@@ -131,7 +140,7 @@ def tow_from_accuracies(*, unlearned: tuple[float, float, float], retrained: tup
 
 def disagreement(a: nn.Module, b: nn.Module, examples: Examples) -> float:
     """Share of examples that two models classify differently, in [0, 1]; 0 is best against a retrained model."""
-    (of_a,), (of_b,) = (_logits(model, examples=examples) for model in (a, b))
+    of_a, of_b = _logits_of_both(a, b, examples)
     return (of_a.argmax(1) != of_b.argmax(1)).float().mean().item()
 
 
@@ -144,6 +153,8 @@ def accuracies(model: nn.Module, sets: Mapping[str, Examples]) -> dict[str, floa
 
 def disagreements(a: nn.Module, b: nn.Module, sets: Mapping[str, Examples]) -> dict[str, float]:
     """`disagreement` on each of the named sets, and "overall", on all their examples together."""
+    if not sets:
+        raise ValueError("disagreements needs at least one set, e.g. {'forget': forget}; got {}")
     shares = {name: disagreement(a, b, examples) for name, examples in sets.items()}
     total = sum(share * len(sets[name]) for name, share in shares.items())
     return {**shares, "overall": total / sum(len(examples) for examples in sets.values())}
@@ -160,6 +171,8 @@ def weight_cosine(a: nn.Module, b: nn.Module) -> float:
 
 
 def _flat(model: nn.Module, other: nn.Module) -> Tensor:
+    for module in (model, other):
+        anchor(module)                                       # refuses what is no model
     shapes, others = ({name: tuple(p.shape) for name, p in m.named_parameters()} for m in (model, other))
     if shapes != others:
         raise ValueError(f"the models differ in architecture: {str(dict(shapes.items() ^ others.items()))[:200]}")
@@ -173,6 +186,9 @@ def acceleration(spent: Cost, reference: Cost, of: str = "seconds") -> float:
     """
     if of not in ("seconds", "examples", "steps", "passes"):
         raise ValueError(f"cost is counted in seconds, examples, steps and passes; got {of!r}")
+    for name, found in (("spent", spent), ("reference", reference)):
+        if not isinstance(found, Cost):
+            raise TypeError(f"{name} must be what `with rumlib.train.cost() as spent` gives; got {found!r}")
     return getattr(reference, of) / getattr(spent, of) if getattr(spent, of) else inf
 
 
@@ -403,7 +419,7 @@ def similarity(a: nn.Module, b: nn.Module, examples: Examples) -> float:
 
     JSD is the Jensen-Shannon divergence of their probabilities, at most ln 2, which disjoint ones have. Proposed here.
     """
-    logits = torch.stack([*_logits(a, examples=examples), *_logits(b, examples=examples)]).double()
+    logits = torch.stack(_logits_of_both(a, b, examples)).double()
     return 1 - jensen_shannon(*logits.softmax(2)).mean().item() / log(2)
 
 

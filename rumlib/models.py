@@ -194,7 +194,7 @@ def anchor(model: nn.Module) -> Tensor:
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
-    """model(x), float32. Raises TypeError for a model that returns anything but a tensor."""
+    """model(x), float32. Raises TypeError for a model that returns anything but a tensor of floats."""
     found = model(x)
     if not isinstance(found, Tensor):
         part = f"{type(found).__name__} with {', '.join(map(str, found))}" if isinstance(found, Mapping) else \
@@ -202,6 +202,9 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
         raise TypeError(f"a model must map inputs to logits, a tensor (n, classes); this one returns a {part}: wrap it "
                         f"in an nn.Module whose forward(x) returns the logits, e.g. self.net(x).logits or "
                         f"self.net(x)[0]")
+    if not found.is_floating_point():
+        raise TypeError(f"a model must map inputs to logits, a tensor of floats; this one returns {found.dtype}: wrap "
+                        f"it in an nn.Module whose forward(x) returns the logits, not classes")
     return found.float()
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rumlib.data import Examples, digest, label_hash
+from rumlib.data import IDS, Examples, digest, label_hash
 from rumlib.ensemble import fit_many
 from rumlib.files import columns
 from rumlib.models import Factory
@@ -57,10 +57,13 @@ class Score:
         if values.ndim != 1 or not len(values) or index.shape != values.shape:
             raise ValueError(f"a score needs one value and one index per example; got values {tuple(values.shape)}, "
                              f"index {tuple(index.shape)}")
+        if self.stderr is not None and len(self.stderr) != len(values):
+            raise ValueError(f"stderr of score {self.name!r} must have one value for each of the {len(values)} "
+                             f"examples; got {len(self.stderr)}")
         if not values.isfinite().all():
             raise ValueError(f"score {self.name!r} is not finite for {int((~values.isfinite()).sum())} examples, "
                              f"first at position {int((~values.isfinite()).nonzero()[0])}")
-        if index.is_floating_point() or index.dtype == torch.bool:
+        if index.dtype not in (*IDS, torch.uint8):
             raise TypeError(f"the index of score {self.name!r} must be whole numbers; got {index.dtype}. Give the "
                             f"index of the examples, examples.index")
         if len(index.unique()) < len(index):
@@ -353,8 +356,9 @@ def bands(embedding: Tensor, count: int) -> list[Tensor]:
     since the score is not monotone in the distance. The published code cuts 45,000 examples into 15 bands of 3,000.
     Raises ValueError for more bands than examples.
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1; got {count}")
+    if not hasattr(count, "__index__") or count < 1:
+        raise ValueError(f"count must be a whole number, at least 1; got {count}")
+    _embeddings("bands", embedding, embedding)
     size = len(embedding) // count
     if size < 1:
         raise ValueError(f"{len(embedding)} examples cannot be cut into {count} bands")
@@ -367,10 +371,11 @@ def neighbours(embedding: Tensor, anchor: int, k: int) -> Tensor:
 
     Raises ValueError for an anchor outside 0..n-1 and for k outside 1..n-1.
     """
-    if not 0 <= anchor < len(embedding):
+    _embeddings("neighbours", embedding, embedding)
+    if not hasattr(anchor, "__index__") or not 0 <= anchor < len(embedding):
         raise ValueError(f"anchor must be a position in 0..{len(embedding) - 1}; got {anchor}")
-    if not 0 < k < len(embedding):
-        raise ValueError(f"k must be in 1..{len(embedding) - 1}; got {k}")
+    if not hasattr(k, "__index__") or not 0 < k < len(embedding):
+        raise ValueError(f"k must be a whole number in 1..{len(embedding) - 1}; got {k}")
     distance = (embedding - embedding[anchor]).norm(dim=1)
     distance[anchor] = -1                                      # before any double of it
     return distance.argsort(stable=True)[:k + 1].sort().values
@@ -384,8 +389,13 @@ def matched(values: Tensor, embedding: Tensor, n: int, *, bins: int = 20) -> dic
     apart from the rest, from the middle, where it lies amid the rest, or from between. Named low, medium and high by
     their measured `entanglement`. Raises ValueError for n outside bins..n_all / 2.
     """
-    if not bins <= n <= len(values) // 2:
-        raise ValueError(f"choose n in {bins}..{len(values) // 2} (bins to half of all examples); got {n}")
+    values, _ = _real(values, "values"), _embeddings("matched", embedding, embedding)
+    if values.ndim != 1 or len(values) != len(embedding) or not values.isfinite().all():
+        raise ValueError(f"values must be one finite number for each of the {len(embedding)} embeddings; got shape "
+                         f"{tuple(values.shape)}, {int((~values.isfinite()).sum())} of them not finite")
+    if not all(hasattr(k, "__index__") for k in (bins, n)) or not 1 <= bins <= n <= len(values) // 2:
+        raise ValueError(f"choose whole numbers bins from 1 and n in bins..{len(values) // 2} (half of all examples); "
+                         f"got bins={bins!r}, n={n!r}")
     centred = (embedding - embedding.mean(0)).double()
     along = centred @ torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -1]
     groups = values.argsort(stable=True).tensor_split(bins)

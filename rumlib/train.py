@@ -30,6 +30,7 @@ from rumlib.device import as_seed, finished, seeded, tf32
 from rumlib.device import derive_seed as derive_seed
 from rumlib.graphs import Recorded, recordable, should_record, streams
 from rumlib.models import (
+    BatchNorm,
     Factory,
     anchor,
     build,
@@ -311,8 +312,25 @@ def predict(model: nn.Module, examples: Examples, *, chunk: int = 1024) -> Tenso
 
 def _in_chunks(model: nn.Module, examples: Examples, chunk: int, ask: Callable[[Tensor], Tensor]) -> Tensor:
     weight = anchor(model)
-    with evaluating(model), torch.no_grad():
-        return torch.cat([ask(as_input(x, weight)) for x in examples.x.split(chunk)]).cpu()
+    if not isinstance(examples, Examples):
+        raise TypeError(f"a model is asked about Examples, e.g. Examples(x, y); got a {type(examples).__name__}")
+    try:
+        with evaluating(model), torch.no_grad():
+            return torch.cat([ask(as_input(x, weight)) for x in examples.x.split(chunk)]).cpu()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as problem:                          # what torch says of shapes and types
+        raise ValueError(f"the model does not take inputs of shape {tuple(examples.x.shape[1:])}: "
+                         f"{_remedy(model, examples)}{problem}") from problem
+
+
+def _remedy(model: nn.Module, examples: Examples) -> str:
+    layers = [type(layer) for layer in model.modules()]
+    if nn.Embedding in layers and (examples.x.is_floating_point() or examples.x.dtype == torch.uint8):
+        return "it begins with an embedding, and tokens are whole numbers, x.long(). "
+    if any(isinstance(layer, BatchNorm) and layer.running_mean is None for layer in model.modules()):
+        return "a BatchNorm of it keeps no statistics and cannot take one example: set track_running_stats=True. "
+    return ""
 
 
 def correct(logits: Tensor, y: Tensor) -> Tensor:
@@ -321,10 +339,18 @@ def correct(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def accuracy(model: nn.Module, examples: Examples) -> float:
-    """Share of examples classified right, in [0, 1]."""
+    """Share of examples classified right, in [0, 1]. Raises ValueError for no examples and for unknown labels."""
+    logits = predict(model, examples)
     if not len(examples):
         raise ValueError("accuracy of an empty set is not defined")
-    return correct(predict(model, examples), examples.y).float().mean().item()
+    _check_labels(examples, logits, "the set")
+    return correct(logits, examples.y).float().mean().item()
+
+
+def _check_labels(examples: Examples, logits: Tensor, what: str) -> None:
+    if int(examples.y.max()) >= logits.shape[1]:
+        raise ValueError(f"label {int(examples.y.max())} of {what} is out of range: the model has {logits.shape[1]} "
+                         f"outputs, labels must lie in 0..{logits.shape[1] - 1}")
 
 
 def features(model: nn.Module, examples: Examples, *, layer: nn.Module | None = None, chunk: int = 1024) -> Tensor:
@@ -366,7 +392,8 @@ def check_compatible(model: nn.Module, examples: Examples, what: str = "the set"
     except torch.OutOfMemoryError:
         raise
     except Exception as problem:
-        if isinstance(problem, TypeError) and "to logits" in str(problem):
+        if isinstance(problem, TypeError | ValueError) and ("to logits" in str(problem)
+                                                            or "does not take" in str(problem)):
             raise
         raise ValueError(f"the model does not take inputs of shape {shape}: {problem}") from problem
     if logits.ndim != 2 or logits.shape[1] < 2:
@@ -375,9 +402,10 @@ def check_compatible(model: nn.Module, examples: Examples, what: str = "the set"
     if logits.isnan().all():
         raise FloatingPointError(f"the model answers NaN to {what}: its training has diverged; train it "
                                  f"again with a lower lr")
-    if int(examples.y.max()) >= logits.shape[1]:
-        raise ValueError(f"label {int(examples.y.max())} of {what} is out of range: the model has {logits.shape[1]} "
-                         f"outputs, labels must lie in 0..{logits.shape[1] - 1}")
+    if len(logits) != len(examples[:2]):
+        raise ValueError(f"a model must map inputs to logits, one row for each; this one gives {len(logits)} rows for "
+                         f"{len(examples[:2])} examples")
+    _check_labels(examples, logits, what)
 
 
 # -- Cost ------------------------------------------------------------------------------------------------------------

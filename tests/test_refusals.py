@@ -294,7 +294,7 @@ REFUSED = {
     "no images": (lambda t: rum.load("digits", n=0), ValueError, "n=0"),
     "no seeds": (lambda t: rum.lab.Study("smoke", seeds=0), ValueError, "0", "at least 1"),
     "seeds that were tuned on": (lambda t: rum.lab.Study(replace(profile("smoke"), tuning_seeds=(1,))), ValueError,
-                                 "(1,)", "overlap"),
+                                 "[1]", "overlap"),
     "factory with unnamed arguments": (lambda t: repr(rum.Retrain(partial(rum.models.mlp, (1, 4, 4)), rum.Recipe())),
                                        ValueError, "(1, 4, 4)", "by name"),
 }

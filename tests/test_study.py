@@ -670,6 +670,17 @@ def test_without_git_nothing_is_said_of_the_commit(done, monkeypatch):
     assert found["commit"] is None and found["dirty"] is None
 
 
+def test_the_commit_of_a_repository_around_the_package_is_not_told(done, monkeypatch, tmp_path):
+    """An environment inside of another project: its commits say nothing of this code."""
+    (tmp_path / "rumlib" / "lab").mkdir(parents=True)
+    git = ("git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b")
+    for command in (("init", "-q"), ("commit", "-q", "--allow-empty", "-m", "theirs")):
+        subprocess.run((*git, *command), check=True)
+    monkeypatch.setattr("rumlib.lab.provenance.__file__", str(tmp_path / "rumlib" / "lab" / "provenance.py"))
+    found = open_study(done[0]).provenance()
+    assert found["commit"] is None and found["dirty"] is None
+
+
 WITHOUT = """
 import importlib, os, sys, tempfile
 sys.modules["fcntl"] = None                                  # as on Windows

@@ -16,6 +16,7 @@ from torch import nn
 from torchvision.models import resnet18 as torchvision_resnet18
 
 import rumlib as rum
+from rumlib.algorithms import SSD, Fisher
 from rumlib.data import shuffled
 from rumlib.device import derive_seed, seeded
 from rumlib.ensemble import Stacked, fits_stacking
@@ -191,6 +192,15 @@ def test_tokens_train_and_unlearn(dtype, amp):
     forget, retain = data.split(torch.arange(120) < 6)
     unlearned = rum.NegGradPlus(epochs=2, amp=amp)(model, forget, retain)
     assert rum.predict(unlearned, forget).shape == (6, 3) and not same(unlearned, model)
+
+
+@pytest.mark.parametrize("algorithm", [rum.TopK(epochs=1), rum.InfluenceUnlearning(alpha=1e-3, samples=20),
+                                       rum.InfluenceUnlearning(alpha=1e-3, samples=20, exact=True), SSD(), Fisher()])
+def test_gradients_of_single_examples_take_tokens(algorithm):
+    words = torch.randint(0, 2000, (30, 4), generator=torch.Generator().manual_seed(0))
+    data = rum.Examples(words, torch.arange(30) % 3)
+    unlearned = algorithm(build(Words, 0), *data.split(torch.arange(30) < 3))
+    assert rum.predict(unlearned, data).isfinite().all()
 
 
 # -- Factories --------------------------------------------------------------------------------------------------------

@@ -210,6 +210,13 @@ def validate_inputs(model: nn.Module, forget: Examples, retain: Examples) -> Non
     check_disjoint(forget, retain)
 
 
+def check_movable(owner: object, examples: Examples) -> None:
+    """Raise TypeError for tokens, where inputs are moved along a gradient."""
+    if not examples.x.is_floating_point() and examples.x.dtype != torch.uint8:
+        raise TypeError(f"{type(owner).__name__} moves images along a gradient, which tokens ({examples.x.dtype}) have "
+                        f"not: take another algorithm")
+
+
 def check_fields(owner: object, **rules: str) -> None:
     """Raise ValueError for a field of `owner` that is not in its interval: ``alpha="[0, 1]"``, for a whole number
     ``k="int [1, inf)"``, and with " or None" at the end where None is allowed."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rumlib.algorithms.base import Algorithm, check_fields, count, xent
+from rumlib.algorithms.base import Algorithm, check_fields, check_movable, count, xent
 from rumlib.data import Examples, as_input
 from rumlib.graphs import recordable
 from rumlib.train import predict, seeded
@@ -53,6 +53,7 @@ class BoundaryShrink(Boundary):
         check_fields(self, bound="[0, inf)")
 
     def prepare(self, original, forget, retain):
+        check_movable(self, forget)
         return nearest_wrong(original, forget, self.bound)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from rumlib.algorithms.base import Algorithm, check_fields, count
+from rumlib.algorithms.base import Algorithm, check_fields, check_movable, count
 from rumlib.algorithms.distill import distillation
 from rumlib.algorithms.layers import reset
 from rumlib.data import Batch
@@ -85,6 +85,7 @@ class UNSIR(Algorithm):
                      share="[0, 1)")
 
     def prepare(self, original, forget, retain):
+        check_movable(self, forget)
         weight = next(original.parameters())
         y = forget.y.unique().repeat_interleave(self.noise).to(weight.device)
         x = torch.randn(len(y), *forget.x.shape[1:]).to(weight.device).requires_grad_(True)

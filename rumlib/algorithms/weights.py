@@ -41,7 +41,8 @@ def weighted_gradient(model: nn.Module, examples: Examples, weights: Tensor, chu
     parts = unflatten(model, total).values()                 # views
     for (x, y), w in zip(chunks(model, examples, chunk), weights.split(chunk), strict=True):
         with torch.enable_grad():
-            loss = F.cross_entropy(model(x), y, reduction="none") @ w.to(x)
+            each = F.cross_entropy(model(x), y, reduction="none")
+            loss = each @ w.to(each)
         for part, g in zip(parts, torch.autograd.grad(loss, learned, materialize_grads=True), strict=True):
             part += g                                        # zeros for a layer that the loss does not reach
         count_examples(len(y))

@@ -30,7 +30,7 @@ from rumlib.device import as_seed
 from rumlib.lab import files
 from rumlib.lab.codehash import PACKAGE, digest_of
 from rumlib.lab.store import put
-from rumlib.models import Factory, build, describe
+from rumlib.models import Factory, anchor, build, describe
 from rumlib.train import Cost
 
 WEIGHTS, CARD, TEXT = "weights.safetensors", "card.json", "CARD.md"
@@ -69,6 +69,17 @@ class Card:
            metrics: Mapping[str, float], limits: tuple[str, ...] = ()) -> Card:
         """The card of `algorithm(model, forget, retain, seed=seed)`. Raises ValueError without any metric, where the
         sets overlap, or for an algorithm whose text is an address; TypeError for a metric that is no number."""
+        for name, examples in (("forget", forget), ("retain", retain)):
+            if not isinstance(examples, Examples) or not len(examples):
+                raise ValueError(f"the {name} set must be Examples, at least one; got {files.brief(examples)}")
+        for name, value, kind in (("metrics", metrics, Mapping), ("spent", spent, Cost), ("limits", limits, tuple)):
+            if not isinstance(value, kind):
+                raise TypeError(f"{name}= takes a {'tuple of sentences' if kind is tuple else kind.__name__}; got "
+                                f"{files.brief(value)}")
+        for name, value in (("algorithm", algorithm), ("network", network)):
+            if isinstance(value, nn.Module) or not callable(value):
+                raise TypeError(f"{name} must be the {'algorithm' if name == 'algorithm' else 'factory'} itself; got a "
+                                f"{type(value).__name__}")
         if not metrics:
             raise ValueError("a card without metrics says nothing of what was reached: give metrics=, e.g. "
                              "accuracies(unlearned, {'forget': forget, 'retain': retain, 'test': test})")
@@ -76,8 +87,8 @@ class Card:
             if "<" in text or " at 0x" in text:
                 raise ValueError(f"{text} does not say what it is; make it a frozen dataclass, or a function defined "
                                  f"at the top of a file")
-        if isinstance(limits, str):
-            raise TypeError(f"limits= takes a tuple of sentences; got {limits!r}")
+        if not all(isinstance(limit, str) for limit in limits):
+            raise TypeError(f"limits= takes a tuple of sentences; got {files.brief(limits)}")
         check_disjoint(forget, retain)
         (told, remarks), (taken, more) = _finite(metrics), _finite(asdict(spent))
         first = forget.index[:min(FIRST, len(forget) - 1)].tolist()              # never all of them
@@ -90,9 +101,11 @@ class Card:
         whole or not at all. Raises ValueError where the folder holds something else, or, unless `replace` says that it
         may go, another card."""
         folder, model = Path(folder), getattr(model, "_orig_mod", model)         # of torch.compile
+        anchor(model)                                        # refuses what is no model
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module                             # its weights under the names that the network has alone
-        held = [path.name for path in folder.glob("[!.]*")] if folder.is_dir() else ["a file"] * folder.exists()
+        inside_file = not folder.is_dir() and any(path.is_file() for path in (folder, *folder.parents))
+        held = [path.name for path in folder.glob("[!.]*")] if folder.is_dir() else ["a file"] * inside_file
         if held and CARD not in held:
             raise ValueError(f"{folder} holds {min(held)!r}, which is no part of a card: give a folder that is empty, "
                              f"or not there yet")

@@ -33,10 +33,11 @@ def provenance(study: Study) -> dict:
     """What is needed to say where a figure comes from. Without git, "commit" and "dirty" are None: unknown."""
     package = Path(__file__).parents[1]
     lock = package.parent / "requirements.lock"
-    status = _git(package, "status", "--porcelain", "--", ".", "../notebooks", "../requirements.lock")
+    ours = _git(package, "ls-files", "--error-unmatch", "__init__.py")           # None: the repository is another's
+    status = ours and _git(package, "status", "--porcelain", "--", ".", "../notebooks", "../requirements.lock")
     return {
         "profile": study.profile.name,
-        "commit": _git(package, "rev-parse", "HEAD"),
+        "commit": ours and _git(package, "rev-parse", "HEAD"),
         "dirty": None if status is None else bool(status),
         "code": PACKAGE.whole,
         "lock": hashlib.sha256(lock.read_bytes()).hexdigest()[:16] if lock.exists() else None,

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 from planted import make_model, recipe
+from torch import nn
 
 import rumlib as rum
 from rumlib import algorithms
@@ -63,6 +64,16 @@ def unlearn(t, algorithm, **changes):
 
 def judged(t, value):
     return AutoRUM(Shuffled(1), (rum.Finetune(epochs=1),), lambda *_: value)(t.model, t.forget, t.retain)
+
+
+def choosing(t, refine, **options):
+    return AutoRUM(refine, (rum.Finetune(epochs=1),), lambda *_: 1.0, waiting="leave_out", **options)(
+        t.model, t.forget, t.retain)
+
+
+def unlearn_tokens(algorithm):
+    tokens = rum.Examples(torch.arange(12).view(6, 2), [0, 1, 0, 1, 0, 1])
+    return algorithm(nn.Sequential(nn.EmbeddingBag(12, 4), nn.Linear(4, 2)), tokens[:1], tokens[1:])
 
 
 def other_model(t):
@@ -141,6 +152,19 @@ CASES = [
      "retain, leave_out.*None"),
     ("an order of floats to try", lambda t: AutoRUM(Shuffled(2), (rum.Keep(),), len, orders=((0.0, 1.0),)), ValueError,
      "order"),
+    ("parts that overlap, to choose for", lambda t: choosing(t, lambda s: [s[:6], s[5:]]), ValueError, "they hold 13"),
+    ("parts that leave one out, to choose for", lambda t: choosing(t, lambda s: [s[:6], s[7:]]), ValueError,
+     "they hold 11 examples"),
+    ("no parts", lambda t: choosing(t, lambda s: []), ValueError, "they hold 0 examples"),
+    ("a refinement that gives nothing", lambda t: choosing(t, lambda s: None), TypeError, "list of Examples.*None"),
+    ("an order of two parts for three", lambda t: choosing(t, Shuffled(3), orders=((0, 1),)), ValueError,
+     r"0\.\.2 once; got \(0, 1\)"),
+    ("a judge that gives words", lambda t: judged(t, "good"), ValueError, "judge.*'good'"),
+    ("no judge", lambda t: AutoRUM(Shuffled(1), (rum.Keep(),), None), TypeError, r"judge .*HeldOut.*None"),
+    ("a number of parts for a refinement", lambda t: AutoRUM(3, (rum.Keep(),), len), TypeError, "refine .*Refine.*3"),
+    ("a refinement without a score", lambda t: Refine(None), TypeError, "Score.*NoneType"),
+    ("noise for tokens", lambda t: unlearn_tokens(algorithms.UNSIR()), TypeError, "UNSIR moves images.*int64"),
+    ("a shift of tokens", lambda t: unlearn_tokens(algorithms.BoundaryShrink()), TypeError, "BoundaryShrink.*int64"),
     ("a judge that gives NaN", lambda t: judged(t, NaN), ValueError, "judge.*NaN"),
     ("a twin chosen by a RUM", lambda t: Calibrated(RUM(Shuffled(1), (rum.Keep(),)), make_model, recipe), TypeError,
      "AutoRUM"),

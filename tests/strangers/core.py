@@ -1,10 +1,14 @@
 """Sets, lists of ids, models, factories, seeds and recipes that strangers bring."""
 
 import copy
+import io
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet
 import torch
+from PIL import Image
 from planted import make_model
 from torch import nn
 
@@ -74,6 +78,42 @@ def with_index_of(examples, index):
     return rum.Examples(examples.x, examples.y, index)
 
 
+def folder(craft):
+    """A call that loads a folder of images with something wrong."""
+    def call(t):
+        for part, name in product(("train", "test"), "ab"):
+            (t.folder / part / name).mkdir(parents=True)
+            for k in range(2):
+                (t.folder / part / name / f"{k}.png").write_bytes(PNG["bytes"])
+        craft(t.folder)
+        return rum.load(str(t.folder))
+
+    return call
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def parquet(**columns):
+    """A call that loads CIFAR-10 from a table with these columns."""
+    def call(t):
+        for part in ("train", "test"):
+            pyarrow.parquet.write_table(pyarrow.table(columns), t.folder / f"{part}.parquet")
+        return rum.load("cifar10", root=t.folder)
+
+    return call
+
+
+def png():
+    file = io.BytesIO()
+    Image.effect_noise((8, 8), 50).save(file, "PNG")
+    return {"bytes": file.getvalue()}
+
+
+PNG = png()
+
+
 class Script:
     """A function that torch can script, made when it is asked for."""
 
@@ -104,6 +144,8 @@ CASES = [
     ("ids: of several examples", lambda t: (ids("id\n0\n")(t), forget_ids(t.folder / "ids.csv", t.train + t.test)),
      ValueError, "id 0 .* belongs to 2 examples"),
     ("ids: names alone", ids("id,user\n,\n"), ValueError, "there are none"),
+    ("ids: of twins under a hundred thousand commas", ids("id" + "," * 10**5 + "\n1\n1" + "," * 10**5 + "\n"),
+     ValueError, "id 1 .*lines 2 and 3"),
     ("ids: a folder", lambda t: forget_ids(t.folder, t.train), FileNotFoundError, "no list of ids"),
 
     # examples
@@ -123,6 +165,14 @@ CASES = [
     ("one row", lambda t: t.train[5], TypeError, r"examples\[5:6\]"),
     ("a row that is not there", lambda t: t.train[[500]], ValueError, "no such rows of 123"),
     ("a mask of another length", lambda t: t.train[t.wrong[:-1]], ValueError, "no such rows of 123"),
+    ("positions with a point", lambda t: t.train[[1.5]], ValueError, "no such rows of 123"),
+    ("rows of rows", lambda t: t.train[torch.tensor([[0, 1]])], ValueError, r"shape \(1, 2\)"),
+    ("a new axis", lambda t: t.train[None], ValueError, r"shape \(1, 123\)"),
+    ("facts that are none", examples(info=None), TypeError, "info maps names .*None"),
+    ("a fact for all", examples(info={"flipped": 5}), ValueError, r"info\['flipped'\].*shape \(\) for 123"),
+    ("sparse images", lambda t: rum.Examples(torch.eye(3).to_sparse(), [0, 1, 2]), TypeError, r"sparse.*to_dense\(\)"),
+    ("images that are not there", lambda t: rum.Examples(torch.ones(3, 2, device="meta"), [0, 1, 2]), TypeError,
+     "meta"),
     ("a sum with a tensor", lambda t: t.train + t.test.x, TypeError, "unsupported operand"),
     ("rows to shift", lambda t: rum.fit(Ids, rum.Examples(torch.ones(4, 4).long(), [0, 1, 0, 1]),
                                         rum.Recipe(augment=True)), ValueError, "images .*augment=False"),
@@ -156,11 +206,50 @@ CASES = [
     ("labels above the classes", lambda t: check_compatible(t.model, rum.Examples(t.test.x, t.test.y + 1),
                                                                 "the test set"), ValueError,
      r"label 3 of the test set.*0\.\.2"),
+    ("a model that names classes", fits(lambda t: Wrapped(t.model, lambda z: z.argmax(1))), TypeError,
+     r"int64.*logits, not classes"),
+    ("a model of complex numbers", fits(lambda t: Wrapped(t.model, lambda z: z * 1j)), TypeError, "complex64.*wrap"),
+    ("a model that answers once", fits(lambda t: Wrapped(t.model, lambda z: z[:1])), ValueError, "1 rows for 2"),
+    ("a model that adds up all", lambda t: rum.predict(Wrapped(t.model, torch.sum), t.test), ValueError,
+     "does not take inputs"),
+    ("one example for a batch norm without statistics", lambda t: rum.fit(
+        lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16, track_running_stats=False), nn.Linear(16, 3)),
+        t.train[:1], short), ValueError, "track_running_stats=True"),
+    ("accuracy of labels above the classes", lambda t: rum.accuracy(t.model, rum.Examples(t.test.x, t.test.y + 1)),
+     ValueError, r"label 3 .*0\.\.2"),
+    ("asking about images of another size", lambda t: rum.predict(t.model, rum.Examples(t.test.x[..., :2], t.test.y)),
+     ValueError, r"inputs of shape \(1, 4, 2\)"),
+    ("features of images of another size", lambda t: rum.features(t.model, rum.Examples(t.test.x[..., :2], t.test.y)),
+     ValueError, r"inputs of shape \(1, 4, 2\)"),
+    ("asking about a tensor", lambda t: rum.predict(t.model, t.test.x), TypeError, r"Examples\(x, y\); got a Tensor"),
+    ("tokens as floats", tokens([[1.0, 2.0], [3.0, 4.0]]), ValueError, r"x\.long\(\)"),
     ("asking what is no model", lambda t: rum.predict(print, t.test), TypeError, "nn.Module"),
     ("asking a tuple", lambda t: rum.accuracy(Wrapped(t.model, lambda z: (z,)), t.test), TypeError, "wrap it"),
     ("tokens for a model of images", tokens([[1, 2], [3, 4]], lambda: nn.Linear(2, 3)), ValueError, r"nn\.Embedding"),
     ("tokens above the embedding", tokens([[1, 2], [3, 20]]), ValueError, r"0\.\.19.*1 to 20"),
     ("negative tokens", tokens([[1, 2], [3, -1]]), ValueError, "-1 to 3"),
+
+    # data sets in files
+    *[(f"digits with {options}", lambda t, options=options: rum.load("digits", **options), ValueError, words)
+      for options, words in (({"n": 1.5}, "n=1.5"), ({"n": "5"}, "n='5'"), ({"n_test": 1.5}, "n_test=1.5"),
+                             ({"size": 0}, "size=0"), ({"size": -3}, "size=-3"), ({"classes": ()}, r"got \(\)"),
+                             ({"classes": 3}, "got 3"))],
+    ("a data set without a name", lambda t: rum.load(None), TypeError, "None"),
+    ("an image that is none", folder(lambda f: (f / "train" / "a" / "1.png").write_bytes(b"?")), ValueError,
+     "image 1 of .*train cannot be read.*Replace"),
+    ("half an image", folder(lambda f: cut_off(f / "train" / "a" / "1.png")), ValueError,
+     "image 1 of .*cannot be read"),
+    ("another class in the test set", folder(lambda f: (f / "test" / "b").rename(f / "test" / "c")), ValueError,
+     r"other classes.*\['b', 'c'\].*same folders"),
+    ("a table without images", parquet(picture=[PNG], label=[0]), ValueError, "img = {bytes, path}"),
+    ("a table without labels", parquet(img=[PNG], fine=[0]), ValueError, "label"),
+    ("a table of numbers for images", parquet(img=[1], label=[0]), ValueError, "img = {bytes, path}"),
+    ("a table of words for labels", parquet(img=[PNG], label=["cat"]), ValueError, "whole numbers"),
+    ("a table with an image that is none", parquet(img=[PNG, {"bytes": b"?"}], label=[0, 1]), ValueError,
+     "image 1 of .*cannot be read"),
+    ("a table with a label too many", parquet(img=[PNG], label=[10]), ValueError, "label 10 .*10 classes"),
+    ("a table that is none", lambda t: [(t.folder / "train.parquet").write_bytes(b"?"),
+                                        rum.load("cifar10", root=t.folder)], ValueError, "train.parquet is damaged"),
 
     # factories
     ("a factory of one model", lambda t: rum.fit(lambda: t.model, t.train, short), ValueError,

@@ -3,6 +3,7 @@
 import csv
 import io
 import zipfile
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,10 @@ def relabelled(examples, add):
 
 def memorize(t, **options):
     return rum.memorization(rum.models.mlp, t.train, rum.Recipe(), **options)
+
+
+def wider():
+    return rum.models.build(partial(rum.models.mlp, shape=(1, 4, 4), classes=5), 0)
 
 
 def diverged(t):
@@ -192,6 +197,32 @@ CASES = [
     ("no bands", lambda t: rum.scores.bands(POINTS, 0), ValueError, r"at least 1; got 0"),
     ("neighbours of a point that is not there", lambda t: rum.scores.neighbours(POINTS, 9, 2), ValueError,
      r"0\.\.8; got 9"),
+
+    ("matched sets of other scores", lambda t: rum.scores.matched(POINTS[:5, 0], POINTS, 2, bins=1), ValueError,
+     r"9 embeddings; got shape \(5,\)"),
+    ("matched sets of scores that are NaN", lambda t: rum.scores.matched(POINTS[:, 0] * NAN, POINTS, 2, bins=1),
+     ValueError, "9 of them not finite"),
+    ("matched sets of a model that diverged", lambda t: rum.scores.matched(POINTS[:, 0], POINTS * NAN, 2, bins=1),
+     ValueError, "finite embeddings"),
+    ("matched sets of two and a half", lambda t: rum.scores.matched(POINTS[:, 0], POINTS, 2.5, bins=1), ValueError,
+     "n=2.5"),
+    ("matched sets of no groups", lambda t: rum.scores.matched(POINTS[:, 0], POINTS, 2, bins=0), ValueError, "bins=0"),
+    ("half a band", lambda t: rum.scores.bands(POINTS, 1.5), ValueError, "whole number.*1.5"),
+    ("bands of a model that diverged", lambda t: rum.scores.bands(POINTS * NAN, 2), ValueError, "finite embeddings"),
+    ("half a neighbour", lambda t: rum.scores.neighbours(POINTS, 1, 2.5), ValueError, r"whole number.*2\.5"),
+    ("standard errors of others", lambda t: rum.Score("mine", [1.0, 2], stderr=torch.ones(1)), ValueError,
+     "each of the 2 examples; got 1"),
+    ("an index of unsigned numbers", lambda t: rum.Score("mine", [1.0, 2], np.array([1, 2**63], dtype=np.uint64)),
+     TypeError, "uint64"),
+
+    # what is compared
+    ("similarity of models of other classes", lambda t: rum.metrics.similarity(t.model, wider(), t.test), ValueError,
+     "know 3 and 5 classes"),
+    ("disagreement of models of other classes", lambda t: rum.metrics.disagreement(t.model, wider(), t.test),
+     ValueError, "know 3 and 5 classes"),
+    ("disagreements on nothing", lambda t: rum.metrics.disagreements(t.model, t.oracle, {}), ValueError, "one set"),
+    ("the distance to nothing", lambda t: rum.metrics.weight_distance(t.model, None), TypeError, "NoneType"),
+    ("the acceleration of seconds", lambda t: rum.metrics.acceleration(3.0, 4.0), TypeError, r"spent .*cost\(\).*3\.0"),
 
     # rows
     ("rows with a missing value", lambda t: rum.summarise([*ROWS, {"way": "b", "seed": 3}], by="way", of="tow"),
