@@ -137,11 +137,3 @@ def seconds(*ways: Callable[[], object], rounds: int = 3) -> list[float]:
             finished()
             taken.append(time.perf_counter() - start)
     return [statistics.median(taken) for taken in times]
-
-
-def plain_name(name: str, what: str) -> str:
-    """The name, if a file of it stays in its folder. Raises ValueError for a path, an empty or a hidden name."""
-    if not isinstance(name, str) or not name.strip() or name.startswith(".") or set(name) & set("/\\\0"):
-        raise ValueError(f"the name of {what} becomes a file and cannot be {name!r}: no / or \\, no dot in front, not "
-                         f"empty")
-    return name

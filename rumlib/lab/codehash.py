@@ -74,6 +74,21 @@ def codes(identity: object) -> dict[str, str]:
     return {**{name: identity["code"] for name in names}, **codes(list(identity.values()))}
 
 
+def parse(text: bytes, key: str) -> dict:
+    """What the file of a result holds. Raises ValueError where it is not whole, or is not the result with this key."""
+    try:
+        result = json.loads(text)
+        kept = {name: result[name] for name in ("identity", "values", "seconds", "made")}
+        whole = result.get("checksum") == digest_of(kept)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+        raise ValueError(f"it cannot be read: {problem!r}") from problem
+    if not whole:
+        raise ValueError("its checksum does not fit its values")
+    if digest_of(kept["identity"]) != key:
+        raise ValueError("it is the file of another result")
+    return kept
+
+
 def _hash(value: object) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
 
