@@ -340,6 +340,4 @@ def _ids(path: Path, column: str) -> dict[int, int]:
 
 def _short(row: list[str], length: int) -> list[str]:
     """The row without what is empty at its end, but for so many fields."""
-    while len(row) > length and not row[-1]:
-        row = row[:-1]
-    return row
+    return row[:max([length, *(k for k, field in enumerate(row, 1) if field)])]

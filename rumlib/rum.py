@@ -156,9 +156,9 @@ class RUM:
         `original` the one before the first (None: unknown)."""
         validate_inputs(model, forget, retain)
         seed, parts = as_seed(seed), self.refine(forget)
+        check_parts(parts, forget)
         if len(parts) != len(self.steps):
             raise ValueError(f"{self.refine!r} gave {len(parts)} parts for {len(self.steps)} steps, one algorithm each")
-        check_parts(parts, forget)
         original = model if original is None and not done else original
         for k, (part, known) in enumerate(sequence(parts, self.order, retain, self.waiting)):
             if k >= done:
@@ -244,8 +244,11 @@ def as_order(order: Iterable[int] | None, parts: int) -> tuple[int, ...] | None:
 
 
 def check_parts(parts: list[Examples], forget: Examples) -> None:
-    """Raise ValueError where a refinement gave parts that are not the forget set, each example once."""
-    found = torch.cat([part.index for part in parts])
+    """Raise ValueError where a refinement gave parts that are not the forget set, each example once; TypeError where it
+    gave no list of Examples."""
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, Examples) for part in parts):
+        raise TypeError(f"a refinement gives a list of Examples, e.g. [forget[mask], forget[~mask]]; got {parts!r:.200}")
+    found = torch.cat([forget.index[:0], *(part.index for part in parts)])
     if not torch.equal(found.sort().values, forget.index.sort().values):
         raise ValueError(f"the parts must hold each example of the forget set once; they hold {len(found)} examples "
                          f"({len(found.unique())} different ones), the forget set {len(forget)}")

@@ -288,7 +288,8 @@ def test_what_runs_is_among_what_was_reached(planted):
 
     forget, retain, test = planted.forget, planted.retain, planted.test
     algorithm = rum.RUM(rum.Shuffled(2), (rum.SalUn(rum.RandomLabel(epochs=1)),) * 2)
-    model = rum.fit(partial(rum.models.small_resnet, shape=(1, 4, 4), widths=(4, 8)), planted.train, rum.Recipe(epochs=1))
+    model = rum.fit(partial(rum.models.small_resnet, shape=(1, 4, 4), widths=(4, 8)), planted.train,
+                    rum.Recipe(epochs=1))
     sys.setprofile(watch)
     try:
         rum.evaluate(algorithm(model, forget, retain, seed=0), forget, retain, test)
