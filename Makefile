@@ -4,7 +4,8 @@
 # make publish pack the finished cells of PROFILE, without weights, into figures/$(PROFILE)/results/
 # make unpack  put the published cells FROM=... among the finished ones of PROFILE, to go on on another machine
 # make grid    the same for each of several profiles and numbers of seeds: make grid PROFILES="smoke laptop" SEEDS="2 4"
-# make test    ruff, unit, property and parity tests, every notebook at the smoke profile, nbval over the kept outputs
+# make test    ruff, unit, property and parity tests, the examples in docstrings, every notebook at the smoke profile,
+#              nbval over the kept outputs
 #              (python -m pytest -m slow: a study of the laptop profile, killed twenty times)
 # make lab     open the notebooks in JupyterLab
 # make site    the executed notebooks as web pages in site/
@@ -63,6 +64,7 @@ grid: $(READY)
 test: $(READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m pytest $(TWO) tests
+	$(PYTHON) -m pytest --doctest-modules rumlib
 	$(NBVAL) $(TWO) $(filter-out $(lastword $(NOTEBOOKS)),$(NOTEBOOKS))
 	$(NBVAL) $(lastword $(NOTEBOOKS))
 

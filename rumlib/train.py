@@ -336,11 +336,7 @@ def accuracy(model: nn.Module, examples: Examples) -> float:
 
 
 def features(model: nn.Module, examples: Examples, *, layer: nn.Module | None = None, chunk: int = 1024) -> Tensor:
-    """Penultimate embedding (n, d), float32, eval mode: the input of the last linear layer, or of `layer`.
-
-    >>> features(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), Examples(torch.rand(5, 4), [0] * 5)).shape
-    torch.Size([5, 3])
-    """
+    """Penultimate embedding (n, d), float32, eval mode: the input of the last linear layer, or of `layer`."""
     return _in_chunks(model, examples, chunk, lambda x: embed(model, x, layer=layer).float())
 
 
