@@ -4,7 +4,7 @@
 # make publish pack the finished cells of PROFILE, without weights, into figures/$(PROFILE)/results/
 # make unpack  put the published cells FROM=... among the finished ones of PROFILE, to go on on another machine
 # make grid    the same for each of several profiles and numbers of seeds: make grid PROFILES="smoke laptop" SEEDS="2 4"
-# make test    ruff; unit, property and parity tests; nbval: the kept notebooks from the published laptop results
+# make test    ruff; unit, property and parity tests; the examples in docstrings; nbval: the kept notebooks from the published laptop results
 # make check   what make test leaves out: notebooks from nothing at the smoke profile, and nbval over the kept outputs
 #              with everything computed again (python -m pytest -m slow: a laptop study, killed twenty times)
 # make lab     open the notebooks in JupyterLab
@@ -68,6 +68,7 @@ grid: $(READY)
 test: $(READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m pytest $(TWO) tests
+	$(PYTHON) -m pytest --doctest-modules rumlib
 	$(FROM_KEPT) $(NBVAL) $(TWO) $(STORY)
 	$(FROM_KEPT) $(NBVAL) $(lastword $(NOTEBOOKS))
 

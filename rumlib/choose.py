@@ -58,6 +58,11 @@ class Memorized:
 
     As `HeldOut`, with v = o_S - mean memorization of S: by its definition, memorization is what accuracy on an example
     loses when the example is left out of training. Proposed here.
+
+    >>> forget, retain = Examples(torch.rand(4, 2), [0, 1, 0, 1]).split([True, True, False, False])
+    >>> model = torch.nn.Linear(2, 2)
+    >>> Memorized(Score("none is memorized", [0.0] * 4))(model, model, forget, retain)
+    1.0
     """
 
     score: Score

@@ -43,6 +43,10 @@ class Refine:
     A call with a forget set returns the list of its parts. Raises ValueError for a part that would be empty.
 
     Source: arXiv 2406.01257, section 5: three parts by memorization.
+
+    >>> forget = Examples(torch.rand(6, 2), [0] * 6)
+    >>> [part.index.tolist() for part in Refine(Score("loss", [6, 5, 4, 3, 2, 1]), parts=3)(forget)]
+    [[4, 5], [2, 3], [0, 1]]
     """
 
     score: Score
@@ -88,6 +92,9 @@ class Shuffled:
     A call with a forget set returns the list of its parts. Raises ValueError where there are more parts than examples.
 
     Source: "shuffle" of arXiv 2406.01257, section 6.
+
+    >>> [len(part) for part in Shuffled(parts=3)(Examples(torch.rand(7, 2), [0] * 7))]
+    [3, 2, 2]
     """
 
     parts: int = 3
