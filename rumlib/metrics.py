@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from rumlib.data import Examples, check_disjoint
-from rumlib.device import as_seed
+from rumlib.device import as_seed, check_values
 from rumlib.graphs import unrecorded
 from rumlib.train import Cost, accuracy, check_compatible, correct, predict
 
@@ -38,8 +38,6 @@ FEATURES = ("confidence", "correctness", "entropy", "modified_entropy", "probabi
 def _check(model: nn.Module, sets: Mapping[str, Examples]) -> None:
     """The one door for models and sets from outside."""
     for name, examples in sets.items():
-        if not isinstance(examples, Examples):
-            raise TypeError(f"{name} must be rumlib.Examples(x, y); got a {type(examples).__name__}")
         check_compatible(model, examples, name)
 
 
@@ -170,8 +168,7 @@ def acceleration(spent: Cost, reference: Cost, of: str = "seconds") -> float:
 
     of: "seconds", "examples", "steps" or "passes". Infinite where nothing was spent.
     """
-    if of not in ("seconds", "examples", "steps", "passes"):
-        raise ValueError(f"cost is counted in seconds, examples, steps and passes; got {of!r}")
+    check_values("acceleration", of=(of, ("seconds", "examples", "steps", "passes")))
     return getattr(reference, of) / getattr(spent, of) if getattr(spent, of) else inf
 
 
@@ -211,9 +208,7 @@ def attack_feature(logits: Tensor, y: Tensor, feature: str, *, compat: str | Non
                        with compat="official" what the published code computes: -(1 - p_c) log p_c for each class c that
                        is the label of any example of the set, -p_c log p_c for the others
     """
-    if feature not in FEATURES or compat not in (None, "official"):
-        raise ValueError(f'unknown feature {feature!r} or compat {compat!r}; choose one of {", ".join(FEATURES)}, and '
-                         f'None or "official"')
+    check_values("attack_feature", feature=(feature, FEATURES), compat=(compat, (None, "official")))
     y, p = y.cpu(), logits.softmax(1)
     match feature:
         case "confidence":
@@ -423,9 +418,8 @@ def analytic_acceleration(forget: int, retain: int, *, retraining: int, repair: 
     inputs B_in and backward pass to weights B_w cost alike; the last is needed for the share q = `reached` of the
     layers (1, but with scope="selected" see `layers_reached`). Proposed here. Infinite where nothing is done.
     """
-    if min(forget, retain, retraining) < 1 or repair < 0 or not 0 <= reached <= 1:
-        raise ValueError(f"sizes and epochs of retraining must be at least 1, repair at least 0 and reached in [0, 1]; "
-                         f"got {forget}, {retain}, {retraining}, {repair}, {reached}")
+    check_values("analytic_acceleration", forget=(forget, "[1, inf)"), retain=(retain, "[1, inf)"),
+                 retraining=(retraining, "[1, inf)"), repair=(repair, "[0, inf)"), reached=(reached, "[0, 1]"))
     F = B_in = B_w = 1
     spent = forget * scored * (F + B_in + B_w) + retain * repair * (F + B_in + reached * B_w)
     return retain * retraining * (F + B_in + B_w) / spent if spent else inf

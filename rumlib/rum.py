@@ -23,9 +23,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from rumlib.algorithms.base import check_choice, check_fields, validate_inputs
+from rumlib.algorithms.base import validate_inputs
 from rumlib.data import Examples
-from rumlib.device import as_seed
+from rumlib.device import as_seed, check_fields
 from rumlib.scores import Score
 from rumlib.train import derive_seed
 
@@ -151,7 +151,7 @@ class RUM:
         if len(self.steps) != parts:
             raise ValueError(f"{parts} parts need {parts} steps, one algorithm each; got {len(self.steps)}")
         object.__setattr__(self, "order", as_order(self.order, parts))
-        check_choice(self, waiting=("retain", "leave_out"))
+        check_fields(self, waiting=("retain", "leave_out"))
 
     def __call__(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> nn.Module:
         *_, last = self.stages(model, forget, retain, seed=seed)

@@ -19,9 +19,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rumlib.data import Examples, digest, label_hash
+from rumlib.data import Examples, as_tensor, digest, label_hash
+from rumlib.datasets import columns
+from rumlib.device import check_values, is_official
 from rumlib.ensemble import fit_many
-from rumlib.files import columns
 from rumlib.models import Factory
 from rumlib.train import Recipe, correct, derive_seed, predict
 
@@ -135,8 +136,7 @@ class Score:
         >>> Score("loss", [0.1, 2.5, 0.3, 0.2]).pick(2, "low")
         tensor([ True, False, False,  True])
         """
-        if level not in LEVELS:
-            raise ValueError(f"unknown level {level!r}; choose one of {', '.join(LEVELS)}")
+        check_values("pick", level=(level, LEVELS))
         if not hasattr(n, "__index__") or not 0 < n <= len(self):
             raise ValueError(f"cannot pick {n!r} examples from a pool of {len(self)}; choose a whole number in "
                              f"1..{len(self)}")
@@ -157,10 +157,7 @@ class Score:
 
 def _real(values, what: str) -> Tensor:
     """A tensor of them. Raises TypeError for what is no real number."""
-    try:
-        found = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as problem:
-        raise TypeError(f"{what} must be real numbers; got {type(values).__name__}: {problem}") from problem
+    found = as_tensor(values, what)
     if found.is_complex():
         raise TypeError(f"{what} must be real numbers; got {found.dtype}. Take the real part or the magnitude")
     return found
@@ -313,9 +310,7 @@ def entanglement(forget_features: Tensor, retain_features: Tensor, *, compat: st
     2.0
     """
     s, r = _embeddings("entanglement", forget_features, retain_features)
-    if compat not in (None, "official"):
-        raise ValueError(f'compat must be None or "official"; got {compat!r}')
-    size = batch_size if compat else max(len(r), len(s))
+    size = batch_size if is_official(compat) else max(len(r), len(s))
     mean_r, mean_s = (torch.stack([batch.mean(0) for batch in part.split(size)]).mean(0) for part in (r, s))
     middle = (mean_r + mean_s) / 2
     intra = (r - mean_r).square().sum(1).mean() + (s - mean_s).square().sum(1).mean()
@@ -366,8 +361,7 @@ def bands(embedding: Tensor, count: int) -> list[Tensor]:
     since the score is not monotone in the distance. The published code cuts 45,000 examples into 15 bands of 3,000.
     Raises ValueError for more bands than examples.
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1; got {count}")
+    check_values("bands", count=(count, "int [1, inf)"))
     size = len(embedding) // count
     if size < 1:
         raise ValueError(f"{len(embedding)} examples cannot be cut into {count} bands")
@@ -380,10 +374,7 @@ def neighbours(embedding: Tensor, anchor: int, k: int) -> Tensor:
 
     Raises ValueError for an anchor outside 0..n-1 and for k outside 1..n-1.
     """
-    if not 0 <= anchor < len(embedding):
-        raise ValueError(f"anchor must be a position in 0..{len(embedding) - 1}; got {anchor}")
-    if not 0 < k < len(embedding):
-        raise ValueError(f"k must be in 1..{len(embedding) - 1}; got {k}")
+    check_values("neighbours", anchor=(anchor, f"int [0, {len(embedding)})"), k=(k, f"int [1, {len(embedding)})"))
     distance = (embedding - embedding[anchor]).norm(dim=1)
     distance[anchor] = -1                                      # before any double of it
     return distance.argsort(stable=True)[:k + 1].sort().values

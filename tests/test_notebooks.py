@@ -7,6 +7,7 @@ from pathlib import Path
 
 import papermill
 import pytest
+
 import rumlib as rum
 from rumlib.lab.plan import Plan
 from rumlib.lab.results import publish

@@ -419,7 +419,8 @@ def test_the_commands_say_what_they_did(tmp_path, monkeypatch, capsys):
     publishing("smoke")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1:] for line in lines[:2]] == [
-        ["MiB", f"{tmp_path}/figures/smoke/results/{name}"] for name in ("cells-000.jsonl.gz", "tensors-000.safetensors")]
+        ["MiB", f"{tmp_path}/figures/smoke/results/{name}"]
+        for name in ("cells-000.jsonl.gz", "tensors-000.safetensors")]
     assert lines[2].startswith("1 results, ")
     publishing("smoke", f"{tmp_path}/figures/smoke/results")
     said = capsys.readouterr().out

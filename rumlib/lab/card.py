@@ -110,11 +110,8 @@ class Card:
     def load(cls, folder: str | Path, make_model: Factory) -> tuple[nn.Module, Card]:
         """The model, in evaluation mode, and its card. Raises FileNotFoundError or ValueError where a file is missing
         or damaged, or where the weights are of another network than that of `make_model`."""
-        folder = Path(folder)
-        if isinstance(make_model, nn.Module) or not callable(make_model):
-            raise TypeError(f"a {type(make_model).__name__} is no function that makes the network; give one, as "
-                            f"functools.partial(mlp, classes=10)")
-        kept, model = _parse(folder / CARD), build(make_model, 0)
+        folder, model = Path(folder), build(make_model, 0)
+        kept = _parse(folder / CARD)
         most = sum(8 * value.numel() + 1024 for value in model.state_dict().values()) + 2**28
         data = files.read(folder / WEIGHTS, most, links=True)
         if hashlib.sha256(data).hexdigest() != kept.pop("weights"):

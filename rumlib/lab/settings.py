@@ -17,6 +17,8 @@ import os
 import sys
 from pathlib import Path
 
+ENGINES = ("loky", "serial", "dask")
+
 
 def home() -> Path:
     """RUM_HOME, or the nearest folder above that holds `notebooks`, or the current one."""
@@ -31,7 +33,11 @@ def figures(home: Path) -> Path:
 
 
 def engine() -> str:
-    return os.environ.get("RUM_ENGINE", "loky")
+    """The engine that RUM_ENGINE names. Raises ValueError for an unknown one."""
+    name = os.environ.get("RUM_ENGINE", "loky")
+    if name not in ENGINES:
+        raise ValueError(f"unknown engine RUM_ENGINE={name!r}; choose one of {', '.join(ENGINES)}")
+    return name
 
 
 def published() -> Path | None:
