@@ -254,7 +254,8 @@ def check_parts(parts: list[Examples], forget: Examples) -> None:
     """Raise ValueError where a refinement gave parts that are not the forget set, each example once; TypeError where it
     gave no list of Examples."""
     if not isinstance(parts, list | tuple) or not all(isinstance(part, Examples) for part in parts):
-        raise TypeError(f"a refinement gives a list of Examples, e.g. [forget[mask], forget[~mask]]; got {parts!r:.200}")
+        raise TypeError(f"a refinement gives a list of Examples, e.g. [forget[mask], forget[~mask]]; got "
+                        f"{parts!r:.200}")
     found = torch.cat([forget.index[:0], *(part.index for part in parts)])
     if not torch.equal(found.sort().values, forget.index.sort().values):
         raise ValueError(f"the parts must hold each example of the forget set once; they hold {len(found)} examples "

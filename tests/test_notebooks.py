@@ -56,7 +56,8 @@ def test_the_plan_counts_what_the_notebooks_ask_for(home):
     for name, tasks in Plan(rum.lab.profile("smoke"), None, 1).notebooks.items():
         asked = json.loads((home / "runs/smoke/asked" / f"{name}.json").read_text())["results"]
         planned = Counter(task.kind for task in tasks)
-        assert {kind: count for kind, count in Counter(kind for kind, *_ in asked).items() if kind in planned} == planned
+        counted = Counter(kind for kind, *_ in asked)
+        assert {kind: count for kind, count in counted.items() if kind in planned} == planned
 
 
 def test_what_is_published_makes_every_figure_again(home, tmp_path, monkeypatch):
