@@ -19,9 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from rumlib.algorithms.base import Keep, check_choice, check_fields, validate_inputs
+from rumlib.algorithms.base import Keep, validate_inputs
 from rumlib.data import Examples
-from rumlib.device import as_seed
+from rumlib.device import as_seed, check_fields
 from rumlib.metrics import jensen_shannon
 from rumlib.models import Factory
 from rumlib.rum import RUM, as_algorithms, as_order, check_parts, sequence
@@ -58,6 +58,11 @@ class Memorized:
 
     As `HeldOut`, with v = o_S - mean memorization of S: by its definition, memorization is what accuracy on an example
     loses when the example is left out of training. Proposed here.
+
+    >>> forget, retain = Examples(torch.rand(4, 2), [0, 1, 0, 1]).split([True, True, False, False])
+    >>> model = torch.nn.Linear(2, 2)
+    >>> Memorized(Score("none is memorized", [0.0] * 4))(model, model, forget, retain)
+    1.0
     """
 
     score: Score
@@ -153,8 +158,7 @@ class AutoRUM:
             raise ValueError("orders names the sequences to try; give at least one, or None")
         for order in self.orders or ():
             as_order(order, len(order))
-        check_choice(self, waiting=("retain", "leave_out"))
-        check_fields(self, budget="(0, inf]", enough="[-inf, inf]")
+        check_fields(self, waiting=("retain", "leave_out"), budget="(0, inf]", enough="[-inf, inf]")
 
     def __call__(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> nn.Module:
         return self.settle(model, forget, retain, seed=seed)[1]

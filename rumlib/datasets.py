@@ -1,10 +1,11 @@
-"""Reading data: known data sets, folders of images, torch Datasets, and lists of what must be forgotten.
+"""Reading data: known data sets, folders of images, torch Datasets, lists of what must be forgotten, published scores.
 
     train, test = load("digits")             # real 8x8 digits, embedded; noise and flipped labels are known
     train, test = load("cifar10", root=...)  # Parquet or torchvision's files; also cifar100, ..., a folder
     train = from_dataset(my_dataset)         # any torch Dataset of (image, class) pairs
     train, test = gaussians()                # points in the plane around four centres, a class each
     mask = forget_ids("forget.csv", train)   # a deletion request: a column "id" with numbers of train.index
+    columns(path, ["memorization", "y"])     # columns of numbers of a .npz or .csv file
 """
 
 from __future__ import annotations
@@ -13,17 +14,24 @@ import csv
 import io
 import os
 import re
-from collections.abc import Callable, Iterable
+import zipfile
+import zlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from operator import index as whole
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rumlib.data import Examples
-from rumlib.device import as_seed
+from rumlib.device import as_seed, check_values
 
+# What a file of one number per example may hold: the largest public set of images, ImageNet-21k, has 14 million.
+MOST_VALUES, MOST_BYTES, LONGEST_LINE = 20_000_000, 2 ** 30, 2 ** 16
+COUNT = "int [1, inf) or None"
 DATASETS = ("digits", "cifar10", "cifar100", "fashion_mnist", "tiny_imagenet")
 
 
@@ -44,11 +52,13 @@ def load(name: str, *, root: str | Path | None = None, download: bool = False, c
     flips     digits: share of training labels moved to another class; known as info["flipped"]. 0: none
 
     Raises ValueError for an unknown name and FileNotFoundError, saying where it looked, for missing files.
+
+    >>> train, test = load("digits", n=100)
+    >>> len(train), len(test), tuple(train.x.shape), sorted(train.info)
+    (100, 500, (100, 1, 8, 8), ['flipped', 'noise'])
     """
     seed = as_seed(seed)
-    for what, value in (("n", n), ("n_test", n_test), ("size", size)):
-        if value is not None and (isinstance(value, bool) or not hasattr(value, "__index__") or value < 1):
-            raise ValueError(f"{what} must be a whole number, at least 1; got {what}={value!r}")
+    check_values("load", n=(n, COUNT), n_test=(n_test, COUNT), size=(size, COUNT))
     if classes is not None and (isinstance(classes, str) or not isinstance(classes, Iterable) or not list(classes)):
         raise ValueError(f"classes must be a tuple of one class or more, e.g. classes=(3, 5); got {classes!r}")
     if not isinstance(name, str | Path):
@@ -148,8 +158,7 @@ def gaussians(n: int = 1000, n_test: int = 1000, *, spread: float = 0.5, seed: i
     The demonstration of class unlearning in the plane (Kodge, Saha and Roy, TMLR 2024): normal, with standard deviation
     `spread`. A model for them: ``mlp(shape=(2,), classes=4, hidden=(64, 64, 64, 64), norm=True)``.
     """
-    if n < 1 or n_test < 1 or spread <= 0:
-        raise ValueError(f"n and n_test must be at least 1 and spread positive; got {n}, {n_test} and {spread}")
+    check_values("gaussians", n=(n, "int [1, inf)"), n_test=(n_test, "int [1, inf)"), spread=(spread, "(0, inf)"))
     random = torch.Generator().manual_seed(as_seed(seed))
     centres = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
     labels = [torch.arange(4 * size) % 4 for size in (n, n_test)]
@@ -160,8 +169,7 @@ def _digits(noise: float, flips: float, seed: int) -> tuple[Examples, Examples]:
     """scikit-learn's 1,797 real digits: 1,297 to train, 500 to test; split, noise and flips drawn from `seed`."""
     from sklearn.datasets import load_digits
 
-    if noise < 0 or not 0 <= flips < 1:
-        raise ValueError(f"noise must be at least 0 and flips in [0, 1); got noise={noise}, flips={flips}")
+    check_values("digits", noise=(noise, "[0, inf)"), flips=(flips, "[0, 1)"))
     images, labels = load_digits(return_X_y=True)
     x = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16
     y = torch.tensor(labels)
@@ -342,29 +350,8 @@ def _ids(path: Path, column: str) -> dict[int, int]:
     """id -> the line it stands in."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no list of ids {path}")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, skipinitialspace=True, strict=True)
-        try:
-            rows = [(reader.line_num, [field.strip() for field in row]) for row in reader]
-        except (csv.Error, UnicodeDecodeError) as problem:
-            raise ValueError(f"{path} is no CSV file in UTF-8: line {reader.line_num + 1}: {problem}") from problem
-    rows = [(line, row) for line, row in rows if any(row)]
-    if not rows:
-        raise ValueError(f"{path} is no CSV file: it is empty")
-    names, found = _short(rows[0][1], 0), {}
-    alike = [name for name in names if name.casefold().split() == str(column).casefold().split()]
-    if len(alike) > 1:
-        raise ValueError(f"the column {column!r} of {path} is ambiguous: its first line names {alike}. Rename all but "
-                         f"one")
-    if column not in names:
-        raise ValueError(f"{path} has no column {column!r}; its first line names {', '.join(map(repr, names))}. Give "
-                         f"column=, put the name above the ids, and separate fields by commas")
-    for line, row in rows[1:]:
-        row = _short(row, len(names))
-        if len(row) != len(names):
-            raise ValueError(f"line {line} of {path} has {len(row)} fields, the first line names {len(names)}: put a "
-                             f"field that holds a comma in quotes, and no field less")
-        text = row[names.index(column)]
+    found = {}
+    for line, (text,) in _rows(path, [column]):
         if not re.fullmatch("[0-9]{1,18}", text):
             raise ValueError(f"ids in {path} must be whole numbers, those of examples.index; line {line} has {text!r}")
         if int(text) in found:
@@ -376,6 +363,118 @@ def _ids(path: Path, column: str) -> dict[int, int]:
     return found
 
 
-def _short(row: list[str], length: int) -> list[str]:
-    """The row without what is empty at its end, but for so many fields."""
-    return row[:max([length, *(k for k, field in enumerate(row, 1) if field)])]
+# -- Files of strangers: sizes are checked before memory is taken, and nothing is unpickled ---------------------------
+
+
+def columns(path: Path, names: list[str]) -> dict[str, np.ndarray]:
+    """Columns of numbers, (n,) each, of a .npz or .csv file. The others are not read: there may be gigabytes of them.
+
+    Raises FileNotFoundError without the file, and ValueError for a file that is damaged, does not hold these columns
+    exactly once, or claims to be larger than a file of scores can be.
+    """
+    if path.suffix not in (".npz", ".csv"):
+        raise ValueError(f"published scores are read from .npz and .csv files; got {path.name}")
+    if not path.is_file():
+        raise ValueError(f"{path} is no regular file") if path.exists() else FileNotFoundError(f"there is no {path}")
+    if path.suffix == ".csv":
+        found = [array("d") for _ in names]
+        for line, fields in _rows(path, names):
+            for name, text, column in zip(names, fields, found, strict=True):
+                try:
+                    column.append(float(text))
+                except ValueError:
+                    raise ValueError(f"{name!r} of {path} must be one number per example; line {line} has "
+                                     f"{text[:40]!r}") from None
+        return {name: np.array(column) for name, column in zip(names, found, strict=True)}
+    try:
+        return _npz(path, names)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, SyntaxError,
+            MemoryError, UnicodeError) as problem:
+        raise ValueError(f"{path} is no file of arrays, or damaged: {str(problem)[:80]}. Fetch it again") from problem
+
+
+def _npz(path: Path, names: list[str]) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(path) as file:
+        held = [name.removesuffix(".npy") for name in file.namelist()]
+        for name in names:
+            if held.count(name) != 1:
+                raise ValueError(f"{path} has {'several' if name in held else 'no'} {name!r}; it has {_shown(held)}")
+        members = {name: file.getinfo(f"{name}.npy") for name in names}
+        if any(m.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for m in members.values()):
+            raise zipfile.BadZipFile("compressed in a way that NumPy does not use")
+        found = {}
+        for name, member in members.items():
+            with file.open(member) as stream:
+                found[name] = _array(stream, member.file_size, f"{name!r} of {path}")
+        return found
+
+
+def _array(stream: BinaryIO, size: int, what: str) -> np.ndarray:
+    """The numbers (n,) of a .npy file of that size. What its header claims is checked before memory is taken."""
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"{what} has the format {version}, which is none of plain numbers")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    try:
+        shape, _, dtype = read(stream)
+    except ValueError as problem:                            # of several lines
+        raise ValueError(f"{what} has no header of an array, or a damaged one. Fetch it again") from problem
+    if dtype.hasobject:
+        raise ValueError(f"{what} holds Python objects, which are never unpickled")
+    if len(shape) != 1 or dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise ValueError(f"{what} must be one number per example; got {dtype} {str(shape)[:60]}")
+    if not 0 <= shape[0] <= MOST_VALUES:
+        raise ValueError(f"{what} claims {shape[0]:.3g} values; a file of scores has at most {MOST_VALUES:,}")
+    wanted = shape[0] * dtype.itemsize
+    content = stream.read(wanted + 1) if stream.tell() + wanted == size else b""
+    if len(content) != wanted:
+        raise ValueError(f"{what} claims {shape[0]} values and does not have that size: it is damaged. Fetch it again")
+    return np.frombuffer(content, dtype).astype("f8" if dtype.kind == "f" else "i8")
+
+
+def _rows(path: Path, names: list[str]) -> Iterator[tuple[int, list[str]]]:
+    """(number of the line, fields under these names) of all lines of a CSV file that hold anything. Empty fields at the
+    end of a line, as spreadsheets write them, are passed over."""
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size:.3g} bytes; a file of scores has at most {MOST_BYTES:,}")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        header, reader = [], csv.reader(_lines(file, path), skipinitialspace=True, strict=True)
+        try:
+            for row in reader:
+                row = [field.strip() for field in row]
+                while len(row) > len(header) and not row[-1]:
+                    row.pop()
+                if not header:
+                    header, at = row, row and [_place(path, name, row) for name in names]
+                elif any(row):
+                    if len(row) != len(header):
+                        raise ValueError(f"line {reader.line_num} of {path} has {len(row)} fields, the first line "
+                                         f"names {len(header)}: put a field that holds a comma in quotes, and no field "
+                                         f"less")
+                    yield reader.line_num, [row[place] for place in at]
+        except (csv.Error, UnicodeDecodeError) as problem:
+            raise ValueError(f"{path} is no CSV file in UTF-8: line {reader.line_num + 1}: {problem}") from problem
+    if not header:
+        raise ValueError(f"{path} is no CSV file: it is empty")
+
+
+def _place(path: Path, name: str, header: list[str]) -> int:
+    alike = [column for column in header if column.casefold().split() == str(name).casefold().split()]
+    if len(alike) > 1:
+        raise ValueError(f"the column {name!r} of {path} is ambiguous: its first line names {alike}. Rename all but "
+                         f"one")
+    if name not in header:
+        raise ValueError(f"{path} has no column {name!r}; its first line names {_shown(header)}. Ask for one of these "
+                         f"(column=, key=, labels=), or put the names above, with commas between them")
+    return header.index(name)
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(repr(name[:30]) for name in names[:8]) + " ..." * (len(names) > 8)
+
+
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    while line := file.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            raise ValueError(f"{path} has a line of {LONGEST_LINE:,} characters or more: it is no table of numbers")
+        yield line

@@ -1,4 +1,5 @@
-"""Which device computes, and what a seed is. Random draws stay on the CPU, so that every device sees the same batches.
+"""Which device computes, what a seed is and what a setting may be. Random draws stay on the CPU, so that every device
+sees the same batches.
 
     pick()                                                   # what RUM_DEVICE names; else a GPU if there is one
     pick("cuda:1")                                           # that one, or an error
@@ -8,6 +9,7 @@
     with tf32(device): ...                                   # products of fp32 at the speed of TF32, on CUDA
     as_seed(np.int64(3))                                     # 3: integers of any type give the same draws
     with seeded(seed, "task") as random: ...                 # a generator of its own for each task
+    check_values("me", lr=(lr, "(0, inf)"))                  # an error that names what is out of range
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -139,9 +143,43 @@ def seconds(*ways: Callable[[], object], rounds: int = 3) -> list[float]:
     return [statistics.median(taken) for taken in times]
 
 
-def plain_name(name: str, what: str) -> str:
-    """The name, if a file of it stays in its folder. Raises ValueError for a path, an empty or a hidden name."""
-    if not isinstance(name, str) or not name.strip() or name.startswith(".") or set(name) & set("/\\\0"):
-        raise ValueError(f"the name of {what} becomes a file and cannot be {name!r}: no / or \\, no dot in front, not "
-                         f"empty")
-    return name
+# -- What is refused --------------------------------------------------------------------------------------------------
+
+
+def check_fields(owner: object, **rules: str | tuple) -> None:
+    """Raise ValueError for a field of `owner` that its rule does not allow (see `check_values`)."""
+    check_values(type(owner).__name__, **{name: (getattr(owner, name), rule) for name, rule in rules.items()})
+
+
+def check_values(owner: str, **asked: tuple[object, str | tuple]) -> None:
+    """Raise ValueError for a value that its rule does not allow. A rule is a tuple of the values known, "bool", or an
+    interval: ``alpha=(value, "[0, 1]")``, for a whole number ``k=(value, "int [1, inf)")``, and with " or None" at the
+    end where None is allowed."""
+    for name, (value, rule) in asked.items():
+        if isinstance(rule, tuple):
+            fits, words = value in rule, f"one of {', '.join(map(str, rule))}"
+        elif rule == "bool":
+            fits, words = isinstance(value, bool), "True or False"
+        else:
+            fits, words = _inside(value, rule)
+        if not fits:
+            raise ValueError(f"{owner}: {name} must be {words}; got {name}={value!r}")
+
+
+def _inside(value: object, rule: str) -> tuple[bool, str]:
+    """Whether a number is in the interval, and how errors name the interval."""
+    optional = " or None" * rule.endswith(" or None")
+    interval = rule.removesuffix(optional).removeprefix("int ")
+    low, high = map(float, interval[1:-1].split(","))
+    kind, called = (Integral, "a whole number") if rule.startswith("int ") else (Real, "a number")
+    inside = (isinstance(value, kind) and not isinstance(value, bool)
+              and (low < value or (low == value and interval[0] == "["))
+              and (value < high or (value == high and interval[-1] == "]")))
+    bound = f"{'at least' if interval[0] == '[' else 'above'} {low:g}" if high == inf else f"in {interval}"
+    return inside or (value is None and bool(optional)), f"{called} {bound}{optional}"
+
+
+def is_official(compat: str | None) -> bool:
+    """Whether compat="official" was asked for. Raises ValueError for anything but that and None."""
+    check_values("published behaviour", compat=(compat, (None, "official")))
+    return compat is not None

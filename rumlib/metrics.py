@@ -7,8 +7,7 @@
     disagreement, similarity, weight_distance, weight_cosine # of two models, in predictions or in weights
     accuracies(model, {"low": low}), disagreements(...)      # of any named sets
     class_accuracies, class_mia, confusion, ulira            # forgotten classes
-    acceleration(spent, reference), flops(algorithm, ...)    # cost
-    forgetting_rate(a, a_u), retention(a, a_u)               # from accuracies alone
+    forgetting_rate(a, a_u), retention, acceleration, flops  # from accuracies alone; cost
 
 Accuracies and shares are fractions in [0, 1]. Functions of models and sets raise ValueError or TypeError for sets that
 are empty, that the model cannot take or whose labels it does not know, and for a retain set that still holds the forget
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from rumlib.data import Examples, check_disjoint
-from rumlib.device import as_seed
+from rumlib.device import as_seed, check_values
 from rumlib.graphs import unrecorded
 from rumlib.models import anchor
 from rumlib.train import Cost, accuracy, check_compatible, correct, predict
@@ -40,8 +39,6 @@ FEATURES = ("confidence", "correctness", "entropy", "modified_entropy", "probabi
 def _check(model: nn.Module, sets: Mapping[str, Examples]) -> None:
     """The one door for models and sets from outside."""
     for name, examples in sets.items():
-        if not isinstance(examples, Examples):
-            raise TypeError(f"{name} must be rumlib.Examples(x, y); got a {type(examples).__name__}")
         check_compatible(model, examples, name)
 
 
@@ -184,8 +181,7 @@ def acceleration(spent: Cost, reference: Cost, of: str = "seconds") -> float:
 
     of: "seconds", "examples", "steps" or "passes". Infinite where nothing was spent.
     """
-    if of not in ("seconds", "examples", "steps", "passes"):
-        raise ValueError(f"cost is counted in seconds, examples, steps and passes; got {of!r}")
+    check_values("acceleration", of=(of, ("seconds", "examples", "steps", "passes")))
     for name, found in (("spent", spent), ("reference", reference)):
         if not isinstance(found, Cost):
             raise TypeError(f"{name} must be what `with rumlib.train.cost() as spent` gives; got {found!r}")
@@ -201,6 +197,10 @@ def svc_mia(model: nn.Module, members: Examples, nonmembers: Examples, target: E
 
     It is fitted on one feature of members and non-members, RBF kernel, C = 3, gamma = "auto", as in the official code.
     feature: "confidence", the one that the papers report, or another one of `attack_feature`.
+
+    >>> sure, unsure = (Examples([[x, 0.0]] * 9, [0] * 9) for x in (9.0, 0.5))
+    >>> svc_mia(nn.Linear(2, 2), members=sure, nonmembers=unsure, target=unsure)
+    1.0
     """
     sets = (members, nonmembers, target)
     logits = _logits(model, members=members, nonmembers=nonmembers, target=target)
@@ -224,9 +224,7 @@ def attack_feature(logits: Tensor, y: Tensor, feature: str, *, compat: str | Non
                        with compat="official" what the published code computes: -(1 - p_c) log p_c for each class c that
                        is the label of any example of the set, -p_c log p_c for the others
     """
-    if feature not in FEATURES or compat not in (None, "official"):
-        raise ValueError(f'unknown feature {feature!r} or compat {compat!r}; choose one of {", ".join(FEATURES)}, and '
-                         f'None or "official"')
+    check_values("attack_feature", feature=(feature, FEATURES), compat=(compat, (None, "official")))
     y, p = y.cpu(), logits.softmax(1)
     match feature:
         case "confidence":
@@ -371,11 +369,8 @@ def flops(algorithm: Callable, model: nn.Module, forget: Examples, retain: Examp
     return counter.get_total_flops()
 
 
-#
-# What the paper of Top-K and Random-k reports (arXiv 2401.04385). Only its abstract is verified: forgetting and
-# retention rates assess both kinds of data, and acceleration is fewer epochs and less time for each. Its formulas are
-# not, so every docstring says where its own comes from. a, a_u, a*: accuracy of the original, the unlearned and the
-# retrained model.
+# What the paper of Top-K and Random-k reports (arXiv 2401.04385). Only its abstract is verified, not its formulas, so
+# every docstring says where its own comes from. a, a_u, a*: accuracy of the original, unlearned and retrained model.
 
 
 def forgetting_rate(original: float, unlearned: float) -> float:
@@ -439,9 +434,8 @@ def analytic_acceleration(forget: int, retain: int, *, retraining: int, repair: 
     inputs B_in and backward pass to weights B_w cost alike; the last is needed for the share q = `reached` of the
     layers (1, but with scope="selected" see `layers_reached`). Proposed here. Infinite where nothing is done.
     """
-    if min(forget, retain, retraining) < 1 or repair < 0 or not 0 <= reached <= 1:
-        raise ValueError(f"sizes and epochs of retraining must be at least 1, repair at least 0 and reached in [0, 1]; "
-                         f"got {forget}, {retain}, {retraining}, {repair}, {reached}")
+    check_values("analytic_acceleration", forget=(forget, "[1, inf)"), retain=(retain, "[1, inf)"),
+                 retraining=(retraining, "[1, inf)"), repair=(repair, "[0, inf)"), reached=(reached, "[0, 1]"))
     F = B_in = B_w = 1
     spent = forget * scored * (F + B_in + B_w) + retain * repair * (F + B_in + reached * B_w)
     return retain * retraining * (F + B_in + B_w) / spent if spent else inf

@@ -135,9 +135,7 @@ def build(make_model: Factory, seed: int) -> nn.Module:
 
     Raises TypeError where `make_model` is no function that gives an nn.Module.
     """
-    if isinstance(make_model, nn.Module) or not callable(make_model):
-        raise TypeError(f"a factory is a function that makes a new model, e.g. lambda: MyNet(); got a "
-                        f"{type(make_model).__name__}")
+    check_factory(make_model)
     with torch.random.fork_rng(cuda_rng_devices()):                   # the seed is set on GPUs too
         torch.manual_seed(as_seed(seed))
         model = make_model()
@@ -145,6 +143,13 @@ def build(make_model: Factory, seed: int) -> nn.Module:
         raise TypeError(f"a factory must return a torch.nn.Module; {describe(make_model)} returned a "
                         f"{type(model).__name__}")
     return model
+
+
+def check_factory(make_model: Factory) -> None:
+    """Raise TypeError for what cannot be a factory, such as a trained model."""
+    if isinstance(make_model, nn.Module) or not callable(make_model):
+        raise TypeError(f"a factory is a function that makes a new model, e.g. lambda: MyNet(); got a "
+                        f"{type(make_model).__name__}")
 
 
 def check_new(model: nn.Module, make_model: Factory) -> None:

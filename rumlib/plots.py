@@ -6,24 +6,19 @@
     against_cost(table, "algorithm", "variant")              # one panel per algorithm
     histogram(values, {"low": values_low, ...})
     gallery({"low": [(image, caption), ...]})
-    save(figure, "factors", folder, table=rows, provenance=...)   # .png, .csv with its numbers, .json with its origin
 
 The colours are the eight of Okabe and Ito, which colour-blind readers can distinguish. Lines have a label at their end.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-from rumlib.device import plain_name
 
 INK = "#333333"
 COLOURS = {
@@ -195,22 +190,3 @@ def label_ends(ax: Axes, ends: Mapping[str, tuple[float, str]], gap: float = 0.0
 
 def _bars(part: pd.DataFrame) -> np.ndarray:
     return np.nan_to_num(np.stack([part["mean"] - part["low"], part["high"] - part["mean"]]).astype(float))
-
-
-def save(figure: Figure | Axes, name: str, folder: Path, *, table: pd.DataFrame, provenance: Mapping):
-    """Write <name>.png, <name>.csv (the numbers behind it) and <name>.json (where they come from) into `folder`.
-
-    Returns the picture for the notebook to show, which so is the file itself. Raises ValueError for a name that would
-    leave the folder.
-    """
-    from IPython.display import Image
-
-    plain_name(name, "a figure")
-    figure = figure if isinstance(figure, Figure) else figure.figure
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
-    plain = isinstance(table.index, pd.RangeIndex)
-    table.to_csv(folder / f"{name}.csv", index=not plain, float_format="%.6g")
-    (folder / f"{name}.json").write_text(json.dumps({"figure": name, **provenance}, indent=1) + "\n")
-    plt.close(figure)
-    return Image(folder / f"{name}.png", width=round(100 * figure.get_figwidth()))

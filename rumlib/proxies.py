@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rumlib.data import Examples, as_input
-from rumlib.device import finished
+from rumlib.device import check_values, finished, is_official
 from rumlib.scores import Score
 from rumlib.train import Recipe, check_compatible, evaluating, fit, predict
 
@@ -128,9 +128,14 @@ def proxy(name: str, source: Trace | Curvature | nn.Module, examples: Examples |
     """The proxy of that name: `from_trace` for the names in TRACED, `loss_curvature` or `holdout_retraining`.
 
     Raises ValueError for an unknown name, and TypeError for a source that it cannot be computed from.
+
+    >>> examples = Examples(torch.rand(20, 3), [0, 1] * 10)
+    >>> trace = Trace(examples)
+    >>> _ = fit(nn.Linear(3, 2), examples, Recipe(epochs=2), trace=trace)
+    >>> len(proxy("confidence", trace))
+    20
     """
-    if name not in PROXIES:
-        raise ValueError(f"unknown proxy {name!r}; choose one of {', '.join(PROXIES)}")
+    check_values("proxy", name=(name, PROXIES))
     if name in TRACED:
         return from_trace(name, source)
     if name == "loss_curvature":
@@ -149,8 +154,7 @@ def from_trace(name: str, trace: Trace) -> Score:
     Raises ValueError for another name, or if an example was never seen. Source: arXiv 2410.16516; confidence also in
     arXiv 2406.01257, section 6.
     """
-    if name not in TRACED:
-        raise ValueError(f"a Trace holds no {name!r}; choose one of {', '.join(TRACED)}")
+    check_values("from_trace", name=(name, TRACED))
     _needs(name, trace, Trace)
     trace.flush()
     mean = _mean(trace, getattr(trace, name), "trace")
@@ -184,13 +188,12 @@ def holdout_retraining(model: nn.Module, examples: Examples, holdout: Examples |
     Raises ValueError for an empty holdout set or one that shares examples. Source: arXiv 2410.16516.
     """
     _needs("holdout_retraining", model, nn.Module)
-    if compat not in (None, "official"):
-        raise ValueError(f'compat must be None or "official"; got {compat!r}')
+    leaks = is_official(compat)
     if holdout is None or not len(holdout):
         raise ValueError("holdout_retraining needs holdout=, examples that the model was not trained on")
     _scored("holdout_retraining", model, examples)
     shared = torch.isin(holdout.index, examples.index)
-    if shared.any() and not compat:
+    if shared.any() and not leaks:
         raise ValueError(f"{int(shared.sum())} examples of the holdout set are among those to score: hold out a part "
                          f"of the training data (the test set only with compat='official')")
     before, after = (predict(m, examples).softmax(1) for m in (model, fit(model, holdout, recipe, seed=seed)))

@@ -23,9 +23,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from rumlib.algorithms.base import check_choice, check_fields, validate_inputs
+from rumlib.algorithms.base import validate_inputs
 from rumlib.data import Examples
-from rumlib.device import as_seed
+from rumlib.device import as_seed, check_fields
 from rumlib.scores import Score
 from rumlib.train import derive_seed
 
@@ -43,6 +43,10 @@ class Refine:
     A call with a forget set returns the list of its parts. Raises ValueError for a part that would be empty.
 
     Source: arXiv 2406.01257, section 5: three parts by memorization.
+
+    >>> forget = Examples(torch.rand(6, 2), [0] * 6)
+    >>> [part.index.tolist() for part in Refine(Score("loss", [6, 5, 4, 3, 2, 1]), parts=3)(forget)]
+    [[4, 5], [2, 3], [0, 1]]
     """
 
     score: Score
@@ -90,6 +94,9 @@ class Shuffled:
     A call with a forget set returns the list of its parts. Raises ValueError where there are more parts than examples.
 
     Source: "shuffle" of arXiv 2406.01257, section 6.
+
+    >>> [len(part) for part in Shuffled(parts=3)(Examples(torch.rand(7, 2), [0] * 7))]
+    [3, 2, 2]
     """
 
     parts: int = 3
@@ -146,7 +153,7 @@ class RUM:
         if len(self.steps) != parts:
             raise ValueError(f"{parts} parts need {parts} steps, one algorithm each; got {len(self.steps)}")
         object.__setattr__(self, "order", as_order(self.order, parts))
-        check_choice(self, waiting=("retain", "leave_out"))
+        check_fields(self, waiting=("retain", "leave_out"))
 
     def __call__(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> nn.Module:
         *_, last = self.stages(model, forget, retain, seed=seed)
@@ -249,7 +256,8 @@ def check_parts(parts: list[Examples], forget: Examples) -> None:
     """Raise ValueError where a refinement gave parts that are not the forget set, each example once; TypeError where it
     gave no list of Examples."""
     if not isinstance(parts, list | tuple) or not all(isinstance(part, Examples) for part in parts):
-        raise TypeError(f"a refinement gives a list of Examples, as [forget[mask], forget[~mask]]; got {parts!r:.200}")
+        raise TypeError(f"a refinement gives a list of Examples, e.g. [forget[mask], forget[~mask]]; got "
+                        f"{parts!r:.200}")
     found = torch.cat([forget.index[:0], *(part.index for part in parts)])
     if not torch.equal(found.sort().values, forget.index.sort().values):
         raise ValueError(f"the parts must hold each example of the forget set once; they hold {len(found)} examples "

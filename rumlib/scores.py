@@ -19,9 +19,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rumlib.data import IDS, Examples, digest, label_hash
+from rumlib.data import IDS, Examples, as_tensor, digest, label_hash
+from rumlib.datasets import columns
+from rumlib.device import check_values, is_official
 from rumlib.ensemble import fit_many
-from rumlib.files import columns
 from rumlib.models import Factory
 from rumlib.train import Recipe, correct, derive_seed, predict
 
@@ -134,9 +135,11 @@ class Score:
         Ties go to the first in order. In "mix", high is picked first, then low, then medium from what is left, so that
         the thirds never overlap (arXiv 2406.01257, section 5: 1,000 of each make the forget set of RUM). Raises
         ValueError for another level, and for n outside 1..len(self).
+
+        >>> Score("loss", [0.1, 2.5, 0.3, 0.2]).pick(2, "low")
+        tensor([ True, False, False,  True])
         """
-        if level not in LEVELS:
-            raise ValueError(f"unknown level {level!r}; choose one of {', '.join(LEVELS)}")
+        check_values("pick", level=(level, LEVELS))
         if not hasattr(n, "__index__") or not 0 < n <= len(self):
             raise ValueError(f"cannot pick {n!r} examples from a pool of {len(self)}; choose a whole number in "
                              f"1..{len(self)}")
@@ -157,10 +160,7 @@ class Score:
 
 def _real(values, what: str) -> Tensor:
     """A tensor of them. Raises TypeError for what is no real number."""
-    try:
-        found = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as problem:
-        raise TypeError(f"{what} must be real numbers; got {type(values).__name__}: {problem}") from problem
+    found = as_tensor(values, what)
     if found.is_complex():
         raise TypeError(f"{what} must be real numbers; got {found.dtype}. Take the real part or the magnitude")
     return found
@@ -221,6 +221,10 @@ def memorization(make_model: Factory, train: Examples, recipe: Recipe, *, models
     Returns the Score in [-1, 1], with its standard error in `.stderr` and what the models said in `.bank`.
     Raises ValueError, before anything is trained, if an example is in all or in none of the subsets.
     Source: Feldman 2020, Feldman and Zhang 2020, as in arXiv 2406.01257 (400 models, fraction 0.7).
+
+    >>> train = Examples(torch.rand(40, 3), [0, 1] * 20)
+    >>> memorization(lambda: torch.nn.Linear(3, 2), train, Recipe(epochs=1), models=16).name
+    'memorization'
     """
     _counts(_subsets(len(train), range(models), fraction, seed))
     return bank(make_model, train, recipe, range(models), fraction=fraction, seed=seed).score(train.index)
@@ -268,6 +272,9 @@ def memorization_from(correct: Tensor, included: Tensor) -> tuple[Tensor, Tensor
 
     The standard error is that of a difference of two means; NaN where one side has a single model.
     Raises ValueError for matrices of other shapes, and if an example is in all or in none of the subsets.
+
+    >>> memorization_from(correct=[[True], [True], [True], [False]], included=[[True], [True], [False], [False]])
+    (tensor([0.5000]), tensor([0.5000]))
     """
     correct, included = torch.as_tensor(correct), torch.as_tensor(included)
     if correct.shape != included.shape or correct.ndim != 2:
@@ -306,9 +313,7 @@ def entanglement(forget_features: Tensor, retain_features: Tensor, *, compat: st
     2.0
     """
     s, r = _embeddings("entanglement", forget_features, retain_features)
-    if compat not in (None, "official"):
-        raise ValueError(f'compat must be None or "official"; got {compat!r}')
-    size = batch_size if compat else max(len(r), len(s))
+    size = batch_size if is_official(compat) else max(len(r), len(s))
     mean_r, mean_s = (torch.stack([batch.mean(0) for batch in part.split(size)]).mean(0) for part in (r, s))
     middle = (mean_r + mean_s) / 2
     intra = (r - mean_r).square().sum(1).mean() + (s - mean_s).square().sum(1).mean()
@@ -325,6 +330,9 @@ def mmd(a: Tensor, b: Tensor, gamma: float = 1.0, *, block: int = 2048) -> float
     is reported. Computed on the device of `a`, with at most block x block values of the kernel in memory. Tens of
     thousands of embeddings take minutes on a CPU and less than a second on a GPU.
     Raises ValueError for an empty set and for embeddings that are not finite or differ in d.
+
+    >>> round(mmd(torch.tensor([[0.0]]), torch.tensor([[1.0]])), 4)                  # 2 - 2 / e
+    1.2642
     """
     def mean(a, b):
         blocks = (torch.cdist(x, y) for x in a.split(block) for y in b.split(block))
@@ -356,8 +364,7 @@ def bands(embedding: Tensor, count: int) -> list[Tensor]:
     since the score is not monotone in the distance. The published code cuts 45,000 examples into 15 bands of 3,000.
     Raises ValueError for more bands than examples.
     """
-    if not hasattr(count, "__index__") or count < 1:
-        raise ValueError(f"count must be a whole number, at least 1; got {count}")
+    check_values("bands", count=(count, "int [1, inf)"))
     _embeddings("bands", embedding, embedding)
     size = len(embedding) // count
     if size < 1:
@@ -372,10 +379,7 @@ def neighbours(embedding: Tensor, anchor: int, k: int) -> Tensor:
     Raises ValueError for an anchor outside 0..n-1 and for k outside 1..n-1.
     """
     _embeddings("neighbours", embedding, embedding)
-    if not hasattr(anchor, "__index__") or not 0 <= anchor < len(embedding):
-        raise ValueError(f"anchor must be a position in 0..{len(embedding) - 1}; got {anchor}")
-    if not hasattr(k, "__index__") or not 0 < k < len(embedding):
-        raise ValueError(f"k must be a whole number in 1..{len(embedding) - 1}; got {k}")
+    check_values("neighbours", anchor=(anchor, f"int [0, {len(embedding)})"), k=(k, f"int [1, {len(embedding)})"))
     distance = (embedding - embedding[anchor]).norm(dim=1)
     distance[anchor] = -1                                      # before any double of it
     return distance.argsort(stable=True)[:k + 1].sort().values

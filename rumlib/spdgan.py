@@ -23,7 +23,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from math import hypot, inf, sqrt
+from math import hypot, sqrt
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from tqdm.auto import tqdm
 
 from rumlib.data import Examples, as_input
-from rumlib.device import as_seed
+from rumlib.device import as_seed, check_fields, check_values
 from rumlib.train import Batch, check_compatible, correct, derive_seed, embed, features, predict, seeded, shuffled
 
 
@@ -68,12 +68,8 @@ class SPDGAN:
     def __post_init__(self):
         if not 0 <= self.eps <= 1:
             raise ValueError(f"eps is the largest change of a pixel in [0, 1]; got {self.eps}. Divide levels by 255")
-        counts = (self.epochs, self.batch_size, self.width, self.blocks + 1)
-        if not all(hasattr(n, "__index__") and n >= 1 for n in counts) or not 0 < self.lr < inf:
-            raise ValueError(f"epochs, batch_size and width must be whole numbers of at least 1, blocks of at least 0, "
-                             f"and lr positive; got {self}")
-        if not all(0 <= value < inf for value in (self.slight, self.tau, self.move, self.margin, self.keep)):
-            raise ValueError(f"weights and margins of the losses must be finite and at least 0; got {self}")
+        check_fields(self, **dict.fromkeys(("epochs", "batch_size", "width"), "int [1, inf)"), blocks="int [0, inf)",
+                     lr="(0, inf)", **dict.fromkeys(("slight", "tau", "move", "margin", "keep"), "[0, inf)"))
 
     def __call__(self, original: nn.Module, reference: nn.Module, forget: Examples, *, seed: int = 0,
                  watch: Callable[[int, Tensor], None] | None = None, quiet: bool = False) -> Shift:
@@ -240,8 +236,7 @@ def unlearning_degree(original: nn.Module, unlearned: nn.Module, forget: Example
     that a model cannot take. The degree follows the abstract of arXiv 2401.04385; its form with the loss and its
     adjustment are proposals of this project.
     """
-    if of not in ("accuracy", "loss"):
-        raise ValueError(f'the degree is of "accuracy" or "loss"; got {of!r}')
+    check_values("unlearning_degree", of=(of, ("accuracy", "loss")))
     lost = []
     for examples in (forget, control):
         before, after = (performance(model, examples, of) for model in (original, unlearned))

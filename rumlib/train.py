@@ -19,14 +19,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rumlib.data import Batch, Examples, as_input, batch_count, shuffled
-from rumlib.device import as_seed, finished, seeded, tf32
+from rumlib.device import as_seed, check_fields, finished, seeded, tf32
 from rumlib.device import derive_seed as derive_seed
 from rumlib.graphs import Recorded, recordable, should_record, streams
 from rumlib.models import (
@@ -69,28 +69,19 @@ class Recipe:
     amp: bool = False
 
     def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"unknown schedule {self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
-        self.check("epochs batch_size", Integral, lambda v: v >= 1, "a whole number, at least 1")
-        self.check("lr gamma", Real, lambda v: 0 < v < math.inf, "a positive number")
-        self.check("momentum warmup", Real, lambda v: 0 <= v < 1, "a number in [0, 1)")
-        self.check("weight_decay", Real, lambda v: 0 <= v < math.inf, "a number, at least 0")
-        self.check("clip", Real | None, lambda v: v is None or v > 0, "a positive number, or None for no limit")
-        self.check("milestones", tuple, lambda v: all(isinstance(at, Real) and 0 <= at <= 1 for at in v),
-                   "a tuple of shares in [0, 1]")
-        for name in ("augment", "amp"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False; got {name}={getattr(self, name)!r}")
-
-    def check(self, names: str, kind: type, fits: Callable[[object], bool], words: str) -> None:
-        """Raise ValueError where one of the fields is not of this kind or does not fit."""
-        for name in names.split():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, kind) or not fits(value):
-                raise ValueError(f"{name} must be {words}; got {name}={value!r}")
+        check_fields(self, schedule=SCHEDULES, epochs="int [1, inf)", batch_size="int [1, inf)", lr="(0, inf)",
+                     gamma="(0, inf)", momentum="[0, 1)", warmup="[0, 1)", weight_decay="[0, inf)",
+                     clip="(0, inf] or None", augment="bool", amp="bool")
+        if not isinstance(self.milestones, tuple) or not all(isinstance(at, Real) and 0 <= at <= 1
+                                                             for at in self.milestones):
+            raise ValueError(f"milestones must be a tuple of shares in [0, 1]; got milestones={self.milestones!r}")
 
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate of step number `step` (from 0) of `steps`."""
+        """The learning rate of step number `step` (from 0) of `steps`.
+
+        >>> [round(Recipe(lr=0.1, schedule="cosine").rate(step, steps=10), 3) for step in (0, 5, 9)]
+        [0.1, 0.05, 0.002]
+        """
         warm = self.warmup * steps
         if step < warm:
             return self.lr * min((step + 1) / warm, 1)
@@ -265,6 +256,10 @@ def fit(model: nn.Module | Factory, examples: Examples, recipe: Recipe, *, seed:
 
     Returns the model in eval mode. Raises TypeError or ValueError for what cannot be trained (see `check_compatible`,
     `as_seed`), and FloatingPointError where the weights diverge.
+
+    >>> examples = Examples([[-1.0], [1.0]] * 20, [0, 1] * 20)
+    >>> accuracy(fit(nn.Linear(1, 2), examples, Recipe(epochs=10)), examples)
+    1.0
     """
     seed = as_seed(seed)
     if isinstance(model, nn.Module):
@@ -382,6 +377,8 @@ def check_compatible(model: nn.Module, examples: Examples, what: str = "the set"
     Raises TypeError or ValueError, with the value and the remedy.
     """
     anchor(model)
+    if not isinstance(examples, Examples):
+        raise TypeError(f"{what} must be Examples, e.g. rumlib.Examples(x, y); got a {type(examples).__name__}")
     if not len(examples):
         raise ValueError(f"{what} is empty: there is nothing to train on or to measure")
     shape = tuple(examples.x.shape[1:])

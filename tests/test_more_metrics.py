@@ -106,7 +106,7 @@ def test_acceleration_is_the_ratio_of_costs():
     assert rum.metrics.acceleration(spent, reference, of="examples") == 10
     assert rum.metrics.acceleration(spent, reference, of="steps") == 5
     assert rum.metrics.acceleration(rum.train.Cost(), reference) == float("inf")
-    with pytest.raises(ValueError, match="seconds, examples, steps and passes"):
+    with pytest.raises(ValueError, match="seconds, examples, steps, passes"):
         rum.metrics.acceleration(spent, reference, of="flops")
 
 

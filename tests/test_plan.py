@@ -149,7 +149,7 @@ def test_pilots_cover_every_algorithm_and_agree_with_a_run():
 def test_impossible_plans_are_refused(arguments, problem):
     with pytest.raises(ValueError, match=problem):
         main(*arguments)
-    with pytest.raises(ValueError, match="devices is the number of workers"):
+    with pytest.raises(ValueError, match="devices must be a whole number at least 1"):
         Plan(SMOKE, UNIT, 0)
 
 

@@ -1,6 +1,7 @@
 """Figures: drawn from what `summarise` gives, and kept with their numbers and their origin."""
 
 import json
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 import rumlib as rum
 from rumlib import plots
+from rumlib.lab.provenance import save
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +30,8 @@ def summary():
 
 def test_a_figure_is_kept_with_its_numbers_and_its_origin(summary, tmp_path):
     ax = plots.levels(summary, "level", "algorithm")
-    plots.save(ax, "mine", tmp_path / "new", table=summary, provenance={"commit": "abc", "seeds": [0, 1, 2]})
+    study = SimpleNamespace(figures=tmp_path / "new", provenance=lambda: {"commit": "abc", "seeds": [0, 1, 2]})
+    save(study, ax, "mine", table=summary)
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["mine.csv", "mine.json", "mine.png"]
     kept = pd.read_csv(tmp_path / "new" / "mine.csv").set_index(["algorithm", "level"])
     pd.testing.assert_frame_equal(kept, summary, rtol=1e-5)

@@ -216,12 +216,12 @@ def ranks(values):
 
 
 def test_matched_sets_of_a_study_share_their_memorization(study):
-    sets = study.matched()
+    sets = study.matched_sets()
     assert [s.name for s in sets] == ["matched low", "matched medium", "matched high"]
     scores, means = ([s.facts[fact] for s in sets] for fact in ("entanglement", "memorization"))
     assert scores == sorted(scores) and max(means) - min(means) < 0.05
     for chosen in sets:
-        measured = study.entangled(chosen)
+        measured = study.entanglement(chosen)
         assert measured["entanglement"] == pytest.approx(chosen.facts["entanglement"]) and measured["mmd"] > 0
 
 
@@ -271,7 +271,7 @@ def test_scores_in_another_order_are_refused(published, run):
 
 @pytest.mark.parametrize("key, options, words", [
     ("memorization", {}, "nothing proves the order"),
-    ("influence", {"labels": "labels"}, "no 'influence'; it has memorization, labels, pair"),
+    ("influence", {"labels": "labels"}, "no 'influence'; it has 'memorization', 'labels', 'pair'"),
     ("memorization", {"labels": "targets"}, "no 'targets'"),
     ("pair", {"labels": "labels"}, "one number per example.*41, 3"),
 ])
@@ -345,7 +345,7 @@ def test_neighbours_are_the_nearest(clouds):
     assert found.tolist() == sorted(np.argsort(distance)[:6].tolist()) and 7 in found
     twins = points[:1].repeat(10, 1)
     assert 8 in rum.scores.neighbours(twins, 8, 2)
-    with pytest.raises(ValueError, match=r"1\.\.79"):
+    with pytest.raises(ValueError, match=r"k must be .*in \[1, 80\)"):
         rum.scores.neighbours(points, 0, 80)
 
 

@@ -189,7 +189,7 @@ REFUSED = {
     # the generator
     "pixels in levels": (lambda t: rum.spdgan.SPDGAN(eps=8), ValueError, "eps", "by 255"),
     "no epochs of a generator": (lambda t: rum.spdgan.SPDGAN(epochs=0), ValueError, "epochs", "at least 1"),
-    "no rate of a generator": (lambda t: rum.spdgan.SPDGAN(lr=-1.0), ValueError, "lr", "positive"),
+    "no rate of a generator": (lambda t: rum.spdgan.SPDGAN(lr=-1.0), ValueError, "lr", "above 0"),
     "degree of something else": (lambda t: rum.spdgan.unlearning_degree(t.model, t.model, t.forget, t.test, of="auc"),
                                  ValueError, "'auc'", "accuracy"),
 
@@ -219,8 +219,8 @@ REFUSED = {
 
     # published scores
     "scores in a spreadsheet": (lambda t: published(t, "scores.xlsx", ""), ValueError, "scores.xlsx", ".csv"),
-    "no such column": (lambda t: published(t, key="influence"), ValueError, "'influence'", "mem, y"),
-    "no such array": (lambda t: published(t, "s.npz", {"a": np.zeros(123)}), ValueError, "'mem'", "it has a"),
+    "no such column": (lambda t: published(t, key="influence"), ValueError, "'influence'", "'mem', 'y'"),
+    "no such array": (lambda t: published(t, "s.npz", {"a": np.zeros(123)}), ValueError, "'mem'", "it has 'a'"),
     "scores as words": (lambda t: published(t, content="mem,y\nhigh,0\n"), ValueError, "one number per example"),
     "too few values": (lambda t: published(t, content="mem,y\n0.5,0\n"), ValueError, "1 values", "index 122"),
     "other labels": (lambda t: published(t), ValueError, "another order", "of 123"),
@@ -284,8 +284,8 @@ REFUSED = {
     "accuracy NaN": (lambda t: rum.tow_from_accuracies(unlearned=(NaN, 1, 1), retrained=(1, 1, 1)), ValueError, "nan"),
     "no epochs": (lambda t: rum.Recipe(epochs=0), ValueError, "epochs=0", "at least 1"),
     "no batch": (lambda t: rum.Recipe(batch_size=0), ValueError, "batch_size=0", "at least 1"),
-    "no rate": (lambda t: rum.Recipe(lr=0), ValueError, "lr=0", "positive"),
-    "rate NaN": (lambda t: rum.Recipe(lr=NaN), ValueError, "lr=nan", "positive"),
+    "no rate": (lambda t: rum.Recipe(lr=0), ValueError, "lr=0", "above 0"),
+    "rate NaN": (lambda t: rum.Recipe(lr=NaN), ValueError, "lr=nan", "above 0"),
     "negative noise": (lambda t: rum.load("digits", noise=-1), ValueError, "noise=-1"),
     "all labels flipped": (lambda t: rum.load("digits", flips=1), ValueError, "flips=1"),
     "class that is not there": (lambda t: rum.load("digits", classes=(3, 12)), ValueError, "(3, 12)", "9"),

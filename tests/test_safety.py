@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import rumlib as rum
-from rumlib import plots
 from rumlib.lab import tuning
+from rumlib.lab.provenance import save
 
 ROOT = Path(__file__).parents[1] / "rumlib"
 FILES = sorted(ROOT.rglob("*.py"))
@@ -140,7 +140,7 @@ NAMES = ["../mine", "a/b", "/etc/mine", "..", ".hidden", "", " ", "a\\b", "a\0b"
 def test_a_name_that_would_leave_its_folder_is_refused(name, tmp_path):
     figure, table = plt.subplots()[0], pd.DataFrame({"a": [1]})
     for what, use in (("a profile", lambda: replace(rum.lab.profile("smoke"), name=name)),
-                      ("a figure", lambda: plots.save(figure, name, tmp_path / "in", table=table, provenance={})),
+                      ("a figure", lambda: save(None, figure, name, folder=tmp_path / "in", table=table)),
                       ("a profile", lambda: tuning.tuned(name)),
                       ("a profile", lambda: tuning.write(name, ("level",), {("low",): {}}, tmp_path / "in"))):
         with pytest.raises(ValueError, match=f"name of {what} becomes a file"):

@@ -20,8 +20,6 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
-from math import inf
-from numbers import Integral, Real
 from typing import ClassVar
 
 import torch
@@ -29,8 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rumlib.data import Batch, Examples, batch_count, check_disjoint, shuffled
+from rumlib.device import check_fields
 from rumlib.graphs import recordable
-from rumlib.models import Factory, describe
+from rumlib.models import Factory, check_factory, describe
 from rumlib.train import Recipe, check_compatible, count_passes, descend, fit, predict, seeded
 
 
@@ -48,7 +47,8 @@ class Algorithm:
     The defaults follow the official code of RUM (arXiv 2406.01257): SGD with momentum 0.9 and weight decay 5e-4,
     constant learning rate. A subclass writes `loss`, and `batches` and `steps` where an epoch is not "one step per
     retain batch, each paired with a forget batch". `seed_name` is what the seeds of its random numbers derive from: a
-    subclass that names none draws as its base does, and renaming a class changes no number.
+    subclass that names none draws as its base does, and renaming a class changes no number. `rules` says what values
+    the fields of a subclass may have (see `rumlib.device.check_values`).
     """
 
     epochs: int = 5
@@ -61,9 +61,11 @@ class Algorithm:
     amp: bool = False
 
     seed_name: ClassVar[str] = "Algorithm"
+    rules: ClassVar[dict[str, str | tuple]] = {}
 
     def __post_init__(self):
         self.recipe()                                        # refuses impossible values
+        check_fields(self, **self.rules)
 
     def recipe(self) -> Recipe:
         return Recipe(epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, momentum=self.momentum,
@@ -159,6 +161,12 @@ class Keep:
     """Do nothing: what RUM does to examples that the model would classify the same without having seen them.
 
     Source: arXiv 2406.01257, section 5: the step for the least memorized part.
+
+    >>> forget, retain = Examples(torch.rand(4, 2), [0, 1, 0, 1]).split([True, False, False, False])
+    >>> model = nn.Linear(2, 2)
+    >>> kept = Keep()(model, forget, retain)
+    >>> kept is model, bool((kept.weight == model.weight).all())
+    (False, True)
     """
 
     def __call__(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> nn.Module:
@@ -180,9 +188,7 @@ class Retrain:
     recipe: Recipe
 
     def __post_init__(self):
-        if isinstance(self.make_model, nn.Module) or not callable(self.make_model):
-            raise TypeError(f"Retrain needs a factory, a function that makes a new model, and not a trained model; "
-                            f"got a {type(self.make_model).__name__}")
+        check_factory(self.make_model)
         if not isinstance(self.recipe, Recipe):
             raise TypeError(f"Retrain needs the Recipe of the original, e.g. Recipe(epochs=30); got {self.recipe!r}")
 
@@ -203,10 +209,8 @@ def validate_inputs(model: nn.Module, forget: Examples, retain: Examples) -> Non
     Raises TypeError for sets that are not `Examples`; ValueError for an empty set, for one that the model cannot take
     (see `rumlib.train.check_compatible`), and for a retain set that still holds examples of the forget set.
     """
-    for name, examples in (("forget", forget), ("retain", retain)):
-        if not isinstance(examples, Examples):
-            raise TypeError(f"the {name} set must be Examples, e.g. Examples(x, y); got {type(examples).__name__}")
-        check_compatible(model, examples, f"the {name} set")
+    check_compatible(model, forget, "the forget set")
+    check_compatible(model, retain, "the retain set")
     check_disjoint(forget, retain)
 
 
@@ -217,29 +221,6 @@ def check_movable(owner: object, examples: Examples) -> None:
                         f"not: take another algorithm")
 
 
-def check_fields(owner: object, **rules: str) -> None:
-    """Raise ValueError for a field of `owner` that is not in its interval: ``alpha="[0, 1]"``, for a whole number
-    ``k="int [1, inf)"``, and with " or None" at the end where None is allowed."""
-    for name, rule in rules.items():
-        value, optional = getattr(owner, name), " or None" * rule.endswith(" or None")
-        interval = rule.removesuffix(optional).removeprefix("int ")
-        low, high = map(float, interval[1:-1].split(","))
-        kind, called = (Integral, "a whole number") if rule.startswith("int ") else (Real, "a number")
-        inside = (isinstance(value, kind) and not isinstance(value, bool)
-                  and (low < value or (low == value and interval[0] == "["))
-                  and (value < high or (value == high and interval[-1] == "]")))
-        if not inside and not (value is None and optional):
-            bound = f"{'at least' if interval[0] == '[' else 'above'} {low:g}" if high == inf else f"in {interval}"
-            raise ValueError(f"{type(owner).__name__}: {name} must be {called} {bound}{optional}; got {name}={value!r}")
-
-
-def check_choice(owner: object, **known: tuple) -> None:
-    """Raise ValueError for a field of `owner` that is none of the values known."""
-    for name, values in known.items():
-        if getattr(owner, name) not in values:
-            raise ValueError(f"{name} must be one of {', '.join(map(str, values))}; got {getattr(owner, name)!r}")
-
-
 def check_mask(model: nn.Module, only: dict[str, Tensor] | None) -> None:
     """Raise ValueError for a mask that was made for another model."""
     for name, p in model.named_parameters() if only is not None else ():
@@ -248,13 +229,10 @@ def check_mask(model: nn.Module, only: dict[str, Tensor] | None) -> None:
                              f"weights {name!r}")
 
 
-def official(compat: str | None) -> bool:
-    """Whether compat="official" was asked for. Raises ValueError for anything but that and None."""
-    if compat not in (None, "official"):
-        raise ValueError(f'compat must be None or "official"; got {compat!r}')
-    return compat is not None
-
-
 def xent(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross-entropy of the batch, averaged."""
+    """Cross-entropy of the batch, averaged.
+
+    >>> round(xent(torch.zeros_like, Batch(torch.rand(5, 2), torch.tensor([0, 1, 0, 1, 0]), torch.arange(5))).item(), 4)
+    0.6931
+    """
     return F.cross_entropy(model(batch.x), batch.y)

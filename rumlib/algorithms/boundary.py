@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rumlib.algorithms.base import Algorithm, check_fields, check_movable, count, xent
+from rumlib.algorithms.base import Algorithm, check_movable, count, xent
 from rumlib.data import Examples, as_input
 from rumlib.graphs import recordable
 from rumlib.train import predict, seeded
@@ -46,11 +46,7 @@ class BoundaryShrink(Boundary):
 
     bound: float = 0.1
 
-    seed_name = "BoundaryShrink"
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_fields(self, bound="[0, inf)")
+    seed_name, rules = "BoundaryShrink", dict(bound="[0, inf)")
 
     def prepare(self, original, forget, retain):
         check_movable(self, forget)

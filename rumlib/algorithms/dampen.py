@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rumlib.algorithms.base import check_fields, validate_inputs
+from rumlib.algorithms.base import validate_inputs
 from rumlib.algorithms.weights import Weights, chunks, squared_gradients, trainable
 from rumlib.data import Examples
+from rumlib.device import check_fields
 from rumlib.train import count_examples, predict, seeded
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rumlib.algorithms.base import Algorithm, check_fields, count
+from rumlib.algorithms.base import Algorithm, count
 from rumlib.graphs import recordable
 
 
@@ -35,10 +36,7 @@ class Scrub(Algorithm):
     temperature: float = 4.0
 
     seed_name = "Scrub"
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_fields(self, beta="[0, inf)", gamma="[0, inf)", max_steps="int [0, inf)", temperature="(0, inf)")
+    rules: ClassVar = dict(beta="[0, inf)", gamma="[0, inf)", max_steps="int [0, inf)", temperature="(0, inf)")
 
     def batches(self, forget, retain, epoch):
         if epoch.number < self.max_steps:

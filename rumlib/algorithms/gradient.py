@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rumlib.algorithms.base import Algorithm, check_fields, count, xent
+from rumlib.algorithms.base import Algorithm, count, xent
 from rumlib.graphs import recordable
 
 
@@ -41,11 +41,7 @@ class L1Sparse(Algorithm):
 
     alpha: float = 1e-4
 
-    seed_name = "L1Sparse"
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_fields(self, alpha="[0, inf)")
+    seed_name, rules = "L1Sparse", dict(alpha="[0, inf)")
 
     def batches(self, forget, retain, epoch):
         for batch in epoch.shuffled(retain):
@@ -93,11 +89,7 @@ class NegGradPlus(Algorithm):
 
     alpha: float = 0.95
 
-    seed_name = "NegGradPlus"
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_fields(self, alpha="[0, 1]")
+    seed_name, rules = "NegGradPlus", dict(alpha="[0, 1]")
 
     @recordable
     def loss(self, model, original, forget, retain):

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rumlib.algorithms.base import check_fields, validate_inputs
+from rumlib.algorithms.base import validate_inputs
 from rumlib.algorithms.weights import mean_gradient, slopes, trainable, unflatten, weighted_gradient
 from rumlib.data import Examples
+from rumlib.device import check_fields
 
 
 @dataclass(frozen=True)

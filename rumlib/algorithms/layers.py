@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rumlib.algorithms.base import check_fields
 from rumlib.algorithms.gradient import Finetune
 from rumlib.graphs import recordable
 from rumlib.train import seeded
@@ -33,11 +32,7 @@ class LastLayers(Finetune):
     k: int = 1
     exact: bool = False
 
-    seed_name = "LastLayers"
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_fields(self, k="int [1, inf)")
+    seed_name, rules = "LastLayers", dict(k="int [1, inf)")
 
     def unlearn(self, model, forget, retain, *, seed, only=None, start=None):
         if self.k > len(layers(model)):

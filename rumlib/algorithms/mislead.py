@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 
-from rumlib.algorithms.base import Algorithm, check_fields, check_movable, count
+from rumlib.algorithms.base import Algorithm, check_movable, count
 from rumlib.algorithms.distill import distillation
 from rumlib.algorithms.layers import reset
 from rumlib.data import Batch
@@ -30,11 +31,7 @@ class BadTeacher(Algorithm):
 
     temperature: float = 1.0
 
-    seed_name = "BadTeacher"
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_fields(self, temperature="(0, inf)")
+    seed_name, rules = "BadTeacher", dict(temperature="(0, inf)")
 
     def prepare(self, original, forget, retain):
         bad = copy.deepcopy(original)
@@ -78,11 +75,8 @@ class UNSIR(Algorithm):
     share: float = 0.125
 
     seed_name = "UNSIR"
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_fields(self, impair="int [0, inf)", noise="int [1, inf)", noise_steps="int [0, inf)", penalty="[0, inf)",
-                     share="[0, 1)")
+    rules: ClassVar = dict(impair="int [0, inf)", noise="int [1, inf)", noise_steps="int [0, inf)",
+                           penalty="[0, inf)", share="[0, 1)")
 
     def prepare(self, original, forget, retain):
         check_movable(self, forget)

@@ -16,12 +16,13 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rumlib.algorithms.base import Algorithm, check_choice, check_fields, validate_inputs, xent
+from rumlib.algorithms.base import Algorithm, validate_inputs, xent
 from rumlib.algorithms.distill import distillation
 from rumlib.algorithms.layers import layers, reset
 from rumlib.algorithms.weights import Weights, mean_gradient, squared_gradients, trainable, unflatten
@@ -68,15 +69,15 @@ class Perturbation(Algorithm):
     sim_weight: float = 0.0
 
     seed_name = "Perturbation"
+    rules: ClassVar = dict(
+        ranking=("global", "layer"), scope=("all", "selected"), perturb=("gauss", "gauss_rel", "zero", "reinit"),
+        sigma="[0, inf)", sim_weight="[0, inf)", last="int [1, inf) or None", validation="(0, 1]",
+        tolerance="[0, 1) or None")
 
     def __post_init__(self):
         super().__post_init__()
         if not ((type(self.k) is int and self.k >= 0) or (isinstance(self.k, float) and 0 < self.k <= 1)):
             raise ValueError(f"k is a share of the weights, float in (0, 1], or their number, int >= 0; got {self.k!r}")
-        check_choice(self, ranking=("global", "layer"), scope=("all", "selected"),
-                     perturb=("gauss", "gauss_rel", "zero", "reinit"))
-        check_fields(self, sigma="[0, inf)", sim_weight="[0, inf)", last="int [1, inf) or None", validation="(0, 1]",
-                     tolerance="[0, 1) or None")
 
     def unlearn(self, model, forget, retain, *, seed, only=None, start=None):
         if only is not None:
@@ -230,11 +231,7 @@ class TopK(Perturbation):
     chunk: int = 64
 
     seed_name = "TopK"
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_choice(self, score=("grad_mean", "fisher", "abs", "ratio"))
-        check_fields(self, chunk="int [1, inf)")
+    rules: ClassVar = Perturbation.rules | dict(score=("grad_mean", "fisher", "abs", "ratio"), chunk="int [1, inf)")
 
     def values(self, model, forget, retain):
         match self.score:
@@ -282,10 +279,7 @@ class RandomTopK(TopK):
     mix: float | None = None
 
     seed_name = "RandomTopK"
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_fields(self, factor="[1, inf)", mix="[0, 1] or None")
+    rules: ClassVar = TopK.rules | dict(factor="[1, inf)", mix="[0, 1] or None")
 
     def choose(self, values, n, random):
         allowed = int((values >= 0).count_nonzero())

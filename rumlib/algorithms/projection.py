@@ -28,9 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rumlib.algorithms.base import check_choice, check_fields, official, validate_inputs
+from rumlib.algorithms.base import validate_inputs
 from rumlib.algorithms.weights import Weights
 from rumlib.data import Examples, as_input
+from rumlib.device import check_fields
 from rumlib.train import accuracy, count_examples, predict, seeded
 
 BLOCK = 2**22                                                # numbers gathered at a time: 32 MiB in float64
@@ -72,14 +73,13 @@ class ClassProjection:
     compat: str | None = None
 
     def __post_init__(self):
-        official(self.compat)
         for name in ("alpha_retain", "alpha_forget"):
             values = alphas(getattr(self, name))
             if not values or not all(isinstance(v, int | float) and 0 < v < inf for v in values):
                 raise ValueError(f"{name} must be a positive number, or a tuple of such to search; "
                                  f"got {getattr(self, name)!r}")
-        check_fields(self, chunk="int [1, inf)", **dict.fromkeys(("samples", "rows", "scored"), "int [1, inf) or None"))
-        check_choice(self, granularity=("classes", "examples"))
+        check_fields(self, chunk="int [1, inf)", **dict.fromkeys(("samples", "rows", "scored"), "int [1, inf) or None"),
+                     granularity=("classes", "examples"), compat=(None, "official"))
 
     def __call__(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> nn.Module:
         spaces = self.spaces(model, forget, retain, seed=seed)

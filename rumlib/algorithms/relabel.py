@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rumlib.algorithms.base import Algorithm, check_choice, check_fields, count, official, validate_inputs, xent
+from rumlib.algorithms.base import Algorithm, count, validate_inputs, xent
 from rumlib.data import Examples, as_input
+from rumlib.device import check_fields, is_official
 from rumlib.graphs import recordable
 from rumlib.train import count_examples
 
@@ -71,9 +72,8 @@ class SalUn:
         if not isinstance(self.inner, Algorithm):
             raise TypeError(f"SalUn needs an Algorithm whose weights it can restrict, e.g. SalUn(RandomLabel()); "
                             f"got {self.inner!r}")
-        check_fields(self, keep="(0, 1]")
-        check_choice(self, mask=("hard", "sigmoid", "tanh"))
-        if official(self.compat) and self.mask != "hard":
+        check_fields(self, keep="(0, 1]", mask=("hard", "sigmoid", "tanh"))
+        if is_official(self.compat) and self.mask != "hard":
             raise ValueError(f"compat='official' knows the hard mask only; got mask={self.mask!r}")
 
     def __call__(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0,
@@ -94,7 +94,6 @@ class SalUn:
             raise ValueError("compat='official' makes its mask from the model before the first step: give "
                              "stages(..., original=...)")
         return partial(self, original=original) if self.compat else self
-
 
 
 def saliency_mask(model: nn.Module, forget: Examples, keep: float) -> dict[str, Tensor]:

@@ -72,9 +72,9 @@ class Card:
         for name, examples in (("forget", forget), ("retain", retain)):
             if not isinstance(examples, Examples) or not len(examples):
                 raise ValueError(f"the {name} set must be Examples, at least one; got {files.brief(examples)}")
-        for name, value, kind in (("metrics", metrics, Mapping), ("spent", spent, Cost), ("limits", limits, tuple)):
+        for name, value, kind in (("metrics", metrics, Mapping), ("spent", spent, Cost), ("limits", limits, (list, tuple))):
             if not isinstance(value, kind):
-                raise TypeError(f"{name}= takes a {'tuple of sentences' if kind is tuple else kind.__name__}; got "
+                raise TypeError(f"{name}= takes a {'tuple of sentences' if name == 'limits' else kind.__name__}; got "
                                 f"{files.brief(value)}")
         for name, value in (("algorithm", algorithm), ("network", network)):
             if isinstance(value, nn.Module) or not callable(value):
@@ -123,11 +123,8 @@ class Card:
     def load(cls, folder: str | Path, make_model: Factory) -> tuple[nn.Module, Card]:
         """The model, in evaluation mode, and its card. Raises FileNotFoundError or ValueError where a file is missing
         or damaged, or where the weights are of another network than that of `make_model`."""
-        folder = Path(folder)
-        if isinstance(make_model, nn.Module) or not callable(make_model):
-            raise TypeError(f"a {type(make_model).__name__} is no function that makes the network; give one, as "
-                            f"functools.partial(mlp, classes=10)")
-        kept, model = _parse(folder / CARD), build(make_model, 0)
+        folder, model = Path(folder), build(make_model, 0)
+        kept = _parse(folder / CARD)
         most = sum(8 * value.numel() + 1024 for value in model.state_dict().values()) + 2**28
         data = files.read(folder / WEIGHTS, most, links=True)
         if hashlib.sha256(data).hexdigest() != kept.pop("weights"):

@@ -32,18 +32,10 @@ from joblib import Parallel, delayed, effective_n_jobs, parallel_config
 from joblib.externals.loky import BrokenProcessPool
 
 from rumlib.lab.codehash import PACKAGE
+from rumlib.lab.settings import engine
 
-ENGINES = ("loky", "serial", "dask")
 CONNECT, ANSWER = 5, 20                                      # seconds; to import torch may take ten
 CODE = "rumlib.lab.codehash:PACKAGE.whole"                   # what all processes must have in common
-
-
-def engine() -> str:
-    """The engine that RUM_ENGINE names. Raises ValueError for an unknown one."""
-    name = os.environ.get("RUM_ENGINE", "loky")
-    if name not in ENGINES:
-        raise ValueError(f"unknown engine RUM_ENGINE={name!r}; choose one of {', '.join(ENGINES)}")
-    return name
 
 
 def run(function: Callable, tasks: list[tuple], *, workers: int = -1, gpu: bool = False,

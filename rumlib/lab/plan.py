@@ -27,9 +27,8 @@ from joblib import effective_n_jobs
 from rumlib.algorithms.base import Keep
 from rumlib.choose import AutoRUM, Calibrated
 from rumlib.data import Examples
-from rumlib.device import finished, pick
-from rumlib.lab import protocol, settings
-from rumlib.lab.check import survey
+from rumlib.device import check_fields, finished, pick
+from rumlib.lab import protocol
 from rumlib.lab.computations import ForgetSet
 from rumlib.lab.profiles import Profile, algorithms, profile
 from rumlib.lab.sketch import NOTEBOOKS, Sizes, Sketch, Task, ask, sizes
@@ -184,12 +183,6 @@ def stated(p: Profile, tflops: float) -> Pilots:
     models = p.make_model, p.scored_by.make_model
     forward, scored = (operations(make_model, known.shape) / (tflops * 1e12) for make_model in models)
     weights = list(build(p.make_model, 0).parameters())
-
-    def taken(ask: Callable, *arguments, **options) -> float:
-        start = time.perf_counter()
-        ask(*arguments, **options)
-        return time.perf_counter() - start
-
     return Pilots({"original": 3 * forward, "bank": 3 * scored}, forward,
                   *judging(known, weights[-2].shape[-1], p.set_size), 20 * sum(w.numel() for w in weights),
                   f"stated: {tflops:g} TFLOP/s sustained by one device; attacks and the placing of sets measured on "
@@ -214,9 +207,7 @@ class Plan:
     devices: int
 
     def __post_init__(self):
-        if self.devices < 1:
-            raise ValueError(f"devices is the number of workers, one thread or one GPU each, at least 1; got "
-                             f"{self.devices}")
+        check_fields(self, devices="int [1, inf)")
 
     @cached_property
     def notebooks(self) -> dict[str, list[Task]]:
@@ -247,7 +238,7 @@ class Plan:
                 again = 8 // int(task.forget) if task.forget.isdecimal() else 0
                 return [*8 * work(task.does, task.size // 8, n - task.size // 2),
                         ("original", again * p.recipe.epochs * (n - task.size // 2))]
-            case "apart":
+            case "entanglement":
                 return []
         return work(task.does, task.size, n - task.size)
 
@@ -258,7 +249,7 @@ class Plan:
         times = {"run": 1, "oracle": 1, "dynamics": 5, "requests": 8}    # before, after three steps, and the oracle
         judged = times.get(task.kind, 0) * (known.n + known.n_test) * r.evaluation
         attacks = {"oracle": 1, "run": task.mia, "requests": 8}.get(task.kind, 0)
-        return train, judged + attacks * r.attack + (task.kind == "apart") * r.placing
+        return train, judged + attacks * r.attack + (task.kind == "entanglement") * r.placing
 
     def disk(self, task: Task) -> float:
         """Bytes that a result leaves."""
@@ -275,7 +266,7 @@ class Plan:
     def results(self) -> pd.DataFrame:
         """One row per result: stage, kind, models that it trains, core hours of training and of everything else, and
         gigabytes on disk."""
-        models = {"probed": 1, "apart": 0}
+        models = {"probed": 1, "entanglement": 0}
         return pd.DataFrame([(task.stage, task.kind, task.size if task.kind == "bank" else models.get(task.kind, 1),
                               *(seconds / 3600 for seconds in self.seconds(task)), self.disk(task) / 1e9)
                              for task in self.tasks],
@@ -307,26 +298,12 @@ class Plan:
         rates = ", ".join(f"{name} {value / r.train['original']:.2f}" for name, value in r.train.items())
         return [
             f"{known.n:,} training and {known.n_test:,} test images of {known.shape}, {describe(p.make_model)}, "
-            f"{p.recipe}",
-            f"subset models: {p.score_models} of {describe(p.scored_by.make_model)}, {p.scored_by.recipe}",
-            f"pilots {r.source}",
-            f"an example takes {r.train['original']:.3g} s in training and {r.evaluation:.3g} s in an evaluation; a "
-            f"membership attack takes {r.attack:.2g} s, the placing of a set {r.placing:.2g} s",
+            f"{p.recipe}; {p.score_models} subset models of {describe(p.scored_by.make_model)}",
+            f"pilots {r.source}: an example takes {r.train['original']:.3g} s in training and {r.evaluation:.3g} s in "
+            f"an evaluation, a membership attack {r.attack:.2g} s, the placing of a set {r.placing:.2g} s",
             f"an example in training, against one of the original's: {rates}",
-            f"{self.devices} workers that never wait for data, and for each other only at the end of a stage",
-            f"notebooks 01 to 06 with {len(p.seeds)} reporting and {len(p.tuning_seeds)} tuning seeds; not 07 to 10, "
-            f"and not what notebooks draw and print"]
-
-
-def recorded(plan: Plan) -> pd.DataFrame | None:
-    """By kind: results planned and done, and the seconds of one; None if none is done."""
-    found = pd.DataFrame(survey(settings.home() / "runs" / plan.p.name))
-    if found.empty:
-        return None
-    hours = plan.results[["training h", "other h"]].sum(axis=1)
-    planned = (3600 * hours).groupby(plan.results["kind"], sort=False).agg(["size", "mean"])
-    done = found[found["state"] == "done"].groupby("kind")["seconds"].agg(["size", "mean"])
-    return planned.join(done, lsuffix=" planned", rsuffix=" done").dropna()
+            f"{self.devices} workers that wait for each other at the end of a stage alone; notebooks 01 to 06 with "
+            f"{len(p.seeds)} reporting and {len(p.tuning_seeds)} tuning seeds"]
 
 
 # -- ImageNet ---------------------------------------------------------------------------------------------------------
@@ -366,9 +343,6 @@ def main(which: str = "laptop", *options: str) -> None:
     print(plan.table().round(3).to_string())
     print(f"memory of one worker: {plan.memory / 1e9:.2g} GB, data {sizes(p).bytes / 1e9:.2g} GB of it")
     print(*(f"- {line}" for line in plan.assumptions()), sep="\n")
-    known = recorded(plan) if tflops is None else None
-    if known is not None:
-        print(f"results by kind, mean seconds:\n{known.round(4).to_string()}")
 
 
 def number(name: str, text: str, kind: type) -> float:

@@ -26,7 +26,8 @@ from rumlib.algorithms.layers import LastLayers
 from rumlib.algorithms.mislead import UNSIR, BadTeacher
 from rumlib.algorithms.relabel import RandomLabel, SalUn
 from rumlib.datasets import load
-from rumlib.device import pick, plain_name
+from rumlib.device import check_fields, pick
+from rumlib.lab.settings import plain_name
 from rumlib.models import Factory, mlp, resnet18, resnet50, small_resnet, vgg16_bn
 from rumlib.train import Recipe
 
@@ -90,13 +91,10 @@ class Profile:
         for name in ("seeds", "tuning_seeds"):
             if not getattr(self, name) or len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name} must be different ones, at least one; got {getattr(self, name)}")
-        counts = {name: getattr(self, name) for name in (
-            "score_models", "score_chunk", "set_size", "bands", "rum_budget", "verdict_seeds")}
-        if min(counts.values()) < 1 or self.workers == 0:
-            raise ValueError(f"{', '.join(counts)} must be at least 1, workers too (or -1: one per core); got "
-                             f"{', '.join(map(str, counts.values()))} and {self.workers}")
-        if not 0 < self.fraction < 1:
-            raise ValueError(f"fraction is the share of data in a subset, between 0 and 1; got {self.fraction}")
+        counts = ("score_models", "score_chunk", "set_size", "bands", "rum_budget", "verdict_seeds")
+        check_fields(self, **dict.fromkeys(counts, "int [1, inf)"), fraction="(0, 1)")
+        if self.workers == 0:
+            raise ValueError("workers must be at least 1, or -1: one per core; got 0")
 
     @property
     def mix(self) -> int:

@@ -60,8 +60,7 @@ class Run:
     @property
     def figures(self) -> Path:
         """Those of another number of seeds lie beside their notebooks."""
-        return Path(os.environ.get("RUM_FIGURES") or self.home / "figures") if self.seeds is None \
-            else self.folder / "figures"
+        return settings.figures(self.home) if self.seeds is None else self.folder / "figures"
 
     def execute(self, source: Path, place: int = 0) -> None:
         import papermill

@@ -140,14 +140,14 @@ class Sketch:
         p = self.profile
         return self._placed(Named(f"band {k}", len(self.train) // p.bands, {"entanglement": k}) for k in range(p.bands))
 
-    def matched(self) -> list[Named]:
+    def matched_sets(self) -> list[Named]:
         return self._placed(Named(f"matched {level}", self.profile.set_size) for level in protocol.LEVELS)
 
     def _placed(self, sets: Iterable[Named]) -> list[Named]:
-        return [self.entangled(forget) or forget for forget in sets]
+        return [self.entanglement(forget) or forget for forget in sets]
 
-    def entangled(self, forget: Named) -> None:
-        self.add("entanglement", "apart", forget)
+    def entanglement(self, forget: Named) -> None:
+        self.add("entanglement", "entanglement", forget)
 
     def distance(self) -> torch.Tensor:
         return torch.arange(len(self.train)).float()
@@ -221,7 +221,7 @@ def ask(study: Sketch | Study, notebook: str) -> None:
         protocol.scores(study)
     elif notebook == "03":
         for level in protocol.LEVELS:
-            study.entangled(study.levels()[level])
+            study.entanglement(study.levels()[level])
     elif notebook == "06":
         sets = protocol.requests(study)
         known, _ = study.tune(protocol.with_oracle(study, sets).spaces)

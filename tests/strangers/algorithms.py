@@ -102,7 +102,7 @@ CASES = [
 
     # sets and models that are none
     ("pairs in place of Examples", lambda t: unlearn(t, rum.Keep(), forget=(t.forget.x, t.forget.y)), TypeError,
-     r"forget set must be Examples.*Examples\(x, y\); got tuple"),
+     r"forget set must be Examples.*Examples\(x, y\); got a tuple"),
     ("no retain set", lambda t: unlearn(t, algorithms.SSD(), retain=None), TypeError,
      "retain set must be Examples.*NoneType"),
     ("no request for deletion in a request", lambda t: list(stream(rum.Keep(), t.model, [t.forget[:0]], t.retain)),
