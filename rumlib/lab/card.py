@@ -72,7 +72,8 @@ class Card:
         for name, examples in (("forget", forget), ("retain", retain)):
             if not isinstance(examples, Examples) or not len(examples):
                 raise ValueError(f"the {name} set must be Examples, at least one; got {files.brief(examples)}")
-        for name, value, kind in (("metrics", metrics, Mapping), ("spent", spent, Cost), ("limits", limits, (list, tuple))):
+        takes = (("metrics", metrics, Mapping), ("spent", spent, Cost), ("limits", limits, (list, tuple)))
+        for name, value, kind in takes:
             if not isinstance(value, kind):
                 raise TypeError(f"{name}= takes a {'tuple of sentences' if name == 'limits' else kind.__name__}; got "
                                 f"{files.brief(value)}")
