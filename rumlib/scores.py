@@ -23,7 +23,7 @@ from rumlib.data import IDS, Examples, as_tensor, digest, label_hash
 from rumlib.datasets import columns
 from rumlib.device import check_values, is_official
 from rumlib.ensemble import fit_many
-from rumlib.models import Factory
+from rumlib.models import Factory, check_factory
 from rumlib.train import Recipe, correct, derive_seed, predict
 
 LEVELS = ("low", "medium", "high", "mix")
@@ -226,6 +226,7 @@ def memorization(make_model: Factory, train: Examples, recipe: Recipe, *, models
     >>> memorization(lambda: torch.nn.Linear(3, 2), train, Recipe(epochs=1), models=16).name
     'memorization'
     """
+    check_factory(make_model)
     _counts(_subsets(len(train), range(models), fraction, seed))
     return bank(make_model, train, recipe, range(models), fraction=fraction, seed=seed).score(train.index)
 

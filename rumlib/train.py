@@ -314,7 +314,7 @@ def _in_chunks(model: nn.Module, examples: Examples, chunk: int, ask: Callable[[
             return torch.cat([ask(as_input(x, weight)) for x in examples.x.split(chunk)]).cpu()
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as problem:                          # what torch says of shapes and types
+    except (RuntimeError, ValueError) as problem:            # what torch says of shapes and types
         raise ValueError(f"the model does not take inputs of shape {tuple(examples.x.shape[1:])}: "
                          f"{_remedy(model, examples)}{problem}") from problem
 
