@@ -12,10 +12,8 @@ failed    raised an error when it was last computed; the next run tries it again
 stale     of other code than the present one, or of other data or settings: it is not read back any more
 damaged   not whole: its checksum does not fit; the next run sets it aside and computes it again
 
-For `status` and `clean-stale` nothing is computed: what notebooks have asked for, and of what code, is on file
-(`rumlib.lab.memo`). A result that is computed again must come out bit by bit as it is on file, times apart, where torch
-and the kind of processor are those that made it. Elsewhere sums round differently and training carries that on: then
-TOLERANCE says how much may differ.
+A result that is computed again must come out bit by bit as it is on file, times apart, where torch and the kind of
+processor are those that made it. Elsewhere sums round differently: then TOLERANCE says how much may differ.
 """
 
 from __future__ import annotations
