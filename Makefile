@@ -4,8 +4,9 @@
 # make publish pack the finished cells of PROFILE, without weights, into figures/$(PROFILE)/results/
 # make unpack  put the published cells FROM=... among the finished ones of PROFILE, to go on on another machine
 # make grid    the same for each of several profiles and numbers of seeds: make grid PROFILES="smoke laptop" SEEDS="2 4"
-# make test    ruff, unit, property and parity tests, every notebook at the smoke profile, nbval over the kept outputs
-#              (python -m pytest -m slow: a study of the laptop profile, killed twenty times)
+# make test    ruff; unit, property and parity tests; the examples in docstrings; nbval: the kept notebooks from the published laptop results
+# make check   what make test leaves out: notebooks from nothing at the smoke profile, and nbval over the kept outputs
+#              with everything computed again (python -m pytest -m slow: a laptop study, killed twenty times)
 # make lab     open the notebooks in JupyterLab
 # make site    the executed notebooks as web pages in site/
 # make bench   what the project claims about speed, as ratios in one run, into figures/bench/; with ROWS="feeding" those
@@ -24,7 +25,7 @@
 # RUM_DEVICE=auto | cuda | cuda:1 | mps | cpu       what computes where the profile says auto (rumlib/device.py)
 # PYTHON=/path/to/python                          use an environment that exists and install nothing
 
-.PHONY: paper publish unpack grid test lab site bench plan status clean-stale verify clean keep lock
+.PHONY: paper publish unpack grid test check lab site bench plan status clean-stale verify clean keep lock
 .DEFAULT_GOAL := paper
 
 PROFILE ?= laptop
@@ -47,6 +48,10 @@ export OMP_NUM_THREADS ?= 1
 TWO := -n 2 --dist loadfile
 NBVAL = RUM_FIGURES=$(CURDIR)/runs/figures $(PYTHON) -m pytest --nbval-lax --nbval-sanitize-with tests/nbval.cfg \
     --nbval-cell-timeout 1200
+# Those that train before the reader's eyes need no results; the others take theirs from the published ones.
+LIVE := $(shell grep -l '"live"' $(NOTEBOOKS))
+STORY := $(filter-out $(LIVE) $(lastword $(NOTEBOOKS)),$(NOTEBOOKS))
+FROM_KEPT := RUM_FROM=$(CURDIR)/figures/laptop/results
 
 paper: $(READY)
 	@$(PYTHON) -m rumlib.lab.run $(PROFILE) "" "$(MINUTES)" "$(FROM)"
@@ -63,7 +68,13 @@ grid: $(READY)
 test: $(READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m pytest $(TWO) tests
-	$(NBVAL) $(TWO) $(filter-out $(lastword $(NOTEBOOKS)),$(NOTEBOOKS))
+	$(PYTHON) -m pytest --doctest-modules rumlib
+	$(FROM_KEPT) $(NBVAL) $(TWO) $(STORY)
+	$(FROM_KEPT) $(NBVAL) $(lastword $(NOTEBOOKS))
+
+check: $(READY)
+	$(PYTHON) -m pytest -m notebook tests
+	$(NBVAL) $(TWO) $(LIVE) $(STORY)
 	$(NBVAL) $(lastword $(NOTEBOOKS))
 
 lab: $(READY)

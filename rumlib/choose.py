@@ -24,7 +24,7 @@ from rumlib.data import Examples
 from rumlib.device import as_seed, check_fields
 from rumlib.metrics import jensen_shannon
 from rumlib.models import Factory
-from rumlib.rum import RUM, as_algorithms, as_order, sequence
+from rumlib.rum import RUM, as_algorithms, as_order, check_parts, sequence
 from rumlib.scores import Score
 from rumlib.train import Recipe, accuracy, correct, cost, derive_seed, fit, predict
 
@@ -58,6 +58,11 @@ class Memorized:
 
     As `HeldOut`, with v = o_S - mean memorization of S: by its definition, memorization is what accuracy on an example
     loses when the example is left out of training. Proposed here.
+
+    >>> forget, retain = Examples(torch.rand(4, 2), [0, 1, 0, 1]).split([True, True, False, False])
+    >>> model = torch.nn.Linear(2, 2)
+    >>> Memorized(Score("none is memorized", [0.0] * 4))(model, model, forget, retain)
+    1.0
     """
 
     score: Score
@@ -145,6 +150,9 @@ class AutoRUM:
     waiting: str = "retain"
 
     def __post_init__(self):
+        for name, example in (("refine", "Refine(score, parts=3)"), ("judge", "HeldOut(validation)")):
+            if not callable(getattr(self, name)):
+                raise TypeError(f"AutoRUM: {name} must be a function, e.g. {example}; got {getattr(self, name)!r}")
         object.__setattr__(self, "candidates", as_algorithms(self.candidates, "candidates"))
         if self.orders is not None and not self.orders:
             raise ValueError("orders names the sequences to try; give at least one, or None")
@@ -168,7 +176,8 @@ class AutoRUM:
         """Part by part, what is chosen."""
         validate_inputs(model, forget, retain)
         seed, original, parts, gone = as_seed(seed), model, self.refine(forget), None
-        order = order or tuple(reversed(range(len(parts))))
+        check_parts(parts, forget)
+        order = as_order(order, len(parts)) or tuple(reversed(range(len(parts))))
         with cost() as spent:
             for k, (part, known) in enumerate(sequence(parts, order, retain, self.waiting)):
                 gone = parts[part] if gone is None else gone + parts[part]
@@ -182,8 +191,9 @@ class AutoRUM:
                     except FloatingPointError:
                         continue
                     estimate = self.judge(tried, original, gone, retain)
-                    if math.isnan(estimate):
-                        raise ValueError(f"the judge must give a number, 1 for as retrained; {self.judge!r} gave NaN")
+                    if not hasattr(estimate, "__float__") or math.isnan(estimate):
+                        raise ValueError(f"the judge must give a number, 1 for as retrained; {self.judge!r} gave "
+                                         f"{'NaN' if hasattr(estimate, '__float__') else repr(estimate)}")
                     if best is None or estimate > best.estimate:
                         best = Choice(part, step, estimate, tried)
                 model = best.model

@@ -51,6 +51,10 @@ def load(name: str, *, root: str | Path | None = None, download: bool = False, c
     flips     digits: share of training labels moved to another class; known as info["flipped"]. 0: none
 
     Raises ValueError for an unknown name and FileNotFoundError, saying where it looked, for missing files.
+
+    >>> train, test = load("digits", n=100)
+    >>> len(train), len(test), tuple(train.x.shape), sorted(train.info)
+    (100, 500, (100, 1, 8, 8), ['flipped', 'noise'])
     """
     seed = as_seed(seed)
     select = dict(classes=classes, seed=seed, size=size)

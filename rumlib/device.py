@@ -167,11 +167,3 @@ def is_official(compat: str | None) -> bool:
     """Whether compat="official" was asked for. Raises ValueError for anything but that and None."""
     check_values("published behaviour", compat=(compat, (None, "official")))
     return compat is not None
-
-
-def plain_name(name: str, what: str) -> str:
-    """The name, if a file of it stays in its folder. Raises ValueError for a path, an empty or a hidden name."""
-    if not isinstance(name, str) or not name.strip() or name.startswith(".") or set(name) & set("/\\\0"):
-        raise ValueError(f"the name of {what} becomes a file and cannot be {name!r}: no / or \\, no dot in front, not "
-                         f"empty")
-    return name

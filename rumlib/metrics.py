@@ -7,8 +7,7 @@
     disagreement, similarity, weight_distance, weight_cosine # of two models, in predictions or in weights
     accuracies(model, {"low": low}), disagreements(...)      # of any named sets
     class_accuracies, class_mia, confusion, ulira            # forgotten classes
-    acceleration(spent, reference), flops(algorithm, ...)    # cost
-    forgetting_rate(a, a_u), retention(a, a_u)               # from accuracies alone
+    forgetting_rate(a, a_u), retention, acceleration, flops  # from accuracies alone; cost
 
 Accuracies and shares are fractions in [0, 1]. Functions of models and sets raise ValueError or TypeError for sets that
 are empty, that the model cannot take or whose labels it does not know, and for a retain set that still holds the forget
@@ -182,6 +181,10 @@ def svc_mia(model: nn.Module, members: Examples, nonmembers: Examples, target: E
 
     It is fitted on one feature of members and non-members, RBF kernel, C = 3, gamma = "auto", as in the official code.
     feature: "confidence", the one that the papers report, or another one of `attack_feature`.
+
+    >>> sure, unsure = (Examples([[x, 0.0]] * 9, [0] * 9) for x in (9.0, 0.5))
+    >>> svc_mia(nn.Linear(2, 2), members=sure, nonmembers=unsure, target=unsure)
+    1.0
     """
     sets = (members, nonmembers, target)
     logits = _logits(model, members=members, nonmembers=nonmembers, target=target)
@@ -350,11 +353,8 @@ def flops(algorithm: Callable, model: nn.Module, forget: Examples, retain: Examp
     return counter.get_total_flops()
 
 
-#
-# What the paper of Top-K and Random-k reports (arXiv 2401.04385). Only its abstract is verified: forgetting and
-# retention rates assess both kinds of data, and acceleration is fewer epochs and less time for each. Its formulas are
-# not, so every docstring says where its own comes from. a, a_u, a*: accuracy of the original, the unlearned and the
-# retrained model.
+# What the paper of Top-K and Random-k reports (arXiv 2401.04385). Only its abstract is verified, not its formulas, so
+# every docstring says where its own comes from. a, a_u, a*: accuracy of the original, unlearned and retrained model.
 
 
 def forgetting_rate(original: float, unlearned: float) -> float:

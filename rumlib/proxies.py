@@ -128,6 +128,12 @@ def proxy(name: str, source: Trace | Curvature | nn.Module, examples: Examples |
     """The proxy of that name: `from_trace` for the names in TRACED, `loss_curvature` or `holdout_retraining`.
 
     Raises ValueError for an unknown name, and TypeError for a source that it cannot be computed from.
+
+    >>> examples = Examples(torch.rand(20, 3), [0, 1] * 10)
+    >>> trace = Trace(examples)
+    >>> _ = fit(nn.Linear(3, 2), examples, Recipe(epochs=2), trace=trace)
+    >>> len(proxy("confidence", trace))
+    20
     """
     check_values("proxy", name=(name, PROXIES))
     if name in TRACED:

@@ -43,6 +43,10 @@ class Refine:
     A call with a forget set returns the list of its parts. Raises ValueError for a part that would be empty.
 
     Source: arXiv 2406.01257, section 5: three parts by memorization.
+
+    >>> forget = Examples(torch.rand(6, 2), [0] * 6)
+    >>> [part.index.tolist() for part in Refine(Score("loss", [6, 5, 4, 3, 2, 1]), parts=3)(forget)]
+    [[4, 5], [2, 3], [0, 1]]
     """
 
     score: Score
@@ -88,6 +92,9 @@ class Shuffled:
     A call with a forget set returns the list of its parts. Raises ValueError where there are more parts than examples.
 
     Source: "shuffle" of arXiv 2406.01257, section 6.
+
+    >>> [len(part) for part in Shuffled(parts=3)(Examples(torch.rand(7, 2), [0] * 7))]
+    [3, 2, 2]
     """
 
     parts: int = 3
@@ -156,9 +163,9 @@ class RUM:
         `original` the one before the first (None: unknown)."""
         validate_inputs(model, forget, retain)
         seed, parts = as_seed(seed), self.refine(forget)
+        check_parts(parts, forget)
         if len(parts) != len(self.steps):
             raise ValueError(f"{self.refine!r} gave {len(parts)} parts for {len(self.steps)} steps, one algorithm each")
-        check_parts(parts, forget)
         original = model if original is None and not done else original
         for k, (part, known) in enumerate(sequence(parts, self.order, retain, self.waiting)):
             if k >= done:
@@ -244,8 +251,12 @@ def as_order(order: Iterable[int] | None, parts: int) -> tuple[int, ...] | None:
 
 
 def check_parts(parts: list[Examples], forget: Examples) -> None:
-    """Raise ValueError where a refinement gave parts that are not the forget set, each example once."""
-    found = torch.cat([part.index for part in parts])
+    """Raise ValueError where a refinement gave parts that are not the forget set, each example once; TypeError where it
+    gave no list of Examples."""
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, Examples) for part in parts):
+        raise TypeError(f"a refinement gives a list of Examples, e.g. [forget[mask], forget[~mask]]; got "
+                        f"{parts!r:.200}")
+    found = torch.cat([forget.index[:0], *(part.index for part in parts)])
     if not torch.equal(found.sort().values, forget.index.sort().values):
         raise ValueError(f"the parts must hold each example of the forget set once; they hold {len(found)} examples "
                          f"({len(found.unique())} different ones), the forget set {len(forget)}")

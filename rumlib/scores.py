@@ -132,6 +132,9 @@ class Score:
         Ties go to the first in order. In "mix", high is picked first, then low, then medium from what is left, so that
         the thirds never overlap (arXiv 2406.01257, section 5: 1,000 of each make the forget set of RUM). Raises
         ValueError for another level, and for n outside 1..len(self).
+
+        >>> Score("loss", [0.1, 2.5, 0.3, 0.2]).pick(2, "low")
+        tensor([ True, False, False,  True])
         """
         check_values("pick", level=(level, LEVELS))
         if not hasattr(n, "__index__") or not 0 < n <= len(self):
@@ -215,6 +218,10 @@ def memorization(make_model: Factory, train: Examples, recipe: Recipe, *, models
     Returns the Score in [-1, 1], with its standard error in `.stderr` and what the models said in `.bank`.
     Raises ValueError, before anything is trained, if an example is in all or in none of the subsets.
     Source: Feldman 2020, Feldman and Zhang 2020, as in arXiv 2406.01257 (400 models, fraction 0.7).
+
+    >>> train = Examples(torch.rand(40, 3), [0, 1] * 20)
+    >>> memorization(lambda: torch.nn.Linear(3, 2), train, Recipe(epochs=1), models=16).name
+    'memorization'
     """
     _counts(_subsets(len(train), range(models), fraction, seed))
     return bank(make_model, train, recipe, range(models), fraction=fraction, seed=seed).score(train.index)
@@ -262,6 +269,9 @@ def memorization_from(correct: Tensor, included: Tensor) -> tuple[Tensor, Tensor
 
     The standard error is that of a difference of two means; NaN where one side has a single model.
     Raises ValueError for matrices of other shapes, and if an example is in all or in none of the subsets.
+
+    >>> memorization_from(correct=[[True], [True], [True], [False]], included=[[True], [True], [False], [False]])
+    (tensor([0.5000]), tensor([0.5000]))
     """
     correct, included = torch.as_tensor(correct), torch.as_tensor(included)
     if correct.shape != included.shape or correct.ndim != 2:
@@ -317,6 +327,9 @@ def mmd(a: Tensor, b: Tensor, gamma: float = 1.0, *, block: int = 2048) -> float
     is reported. Computed on the device of `a`, with at most block x block values of the kernel in memory. Tens of
     thousands of embeddings take minutes on a CPU and less than a second on a GPU.
     Raises ValueError for an empty set and for embeddings that are not finite or differ in d.
+
+    >>> round(mmd(torch.tensor([[0.0]]), torch.tensor([[1.0]])), 4)                  # 2 - 2 / e
+    1.2642
     """
     def mean(a, b):
         blocks = (torch.cdist(x, y) for x in a.split(block) for y in b.split(block))

@@ -9,7 +9,7 @@ from torch import nn
 import rumlib as rum
 
 make_model = partial(rum.models.mlp, shape=(1, 4, 4), classes=3, hidden=(64,))
-make_normed = partial(rum.models.small_resnet, shape=(1, 2, 2), classes=3, widths=(4, 8))    # its last BatchNorm sees 1x1
+make_normed = partial(rum.models.small_resnet, shape=(1, 2, 2), classes=3, widths=(4, 8))  # its last BatchNorm sees 1x1
 recipe = rum.Recipe(epochs=60, lr=0.1, batch_size=16, schedule="linear")
 
 

@@ -16,9 +16,10 @@ from planted import make_model, make_normed, same, tiny
 from torch import nn
 
 import rumlib as rum
+from rumlib import algorithms
 from rumlib.algorithms.base import Algorithm
 from rumlib.device import pick, tf32
-from rumlib.ensemble import in_turns, uses_rng
+from rumlib.ensemble import fit_many, in_turns, uses_rng
 from rumlib.graphs import WARM_UP, Recorded, recordable, streams
 from rumlib.models import build
 from rumlib.proxies import TRACED
@@ -30,8 +31,9 @@ common = dict(epochs=5, lr=0.1, batch_size=25, schedule="linear", clip=1.0)     
 relabel = rum.RandomLabel(**common)
 RECORDED = (rum.Finetune(**common), rum.L1Sparse(**common), rum.NegGrad(**{**common, "batch_size": 5}),
             rum.NegGradPlus(**common), rum.Scrub(**common, max_steps=3), relabel, rum.SalUn(relabel),
-            rum.SalUn(relabel, mask="tanh"), rum.algorithms.BadTeacher(**common), rum.algorithms.UNSIR(**common), rum.algorithms.LastLayers(**common),
-            rum.algorithms.BoundaryShrink(**common), rum.algorithms.BoundaryExpand(**common), rum.Finetune(**common, amp=True),
+            rum.SalUn(relabel, mask="tanh"), algorithms.BadTeacher(**common), algorithms.UNSIR(**common),
+            algorithms.LastLayers(**common), algorithms.BoundaryShrink(**common), algorithms.BoundaryExpand(**common),
+            rum.Finetune(**common, amp=True),
             rum.TopK(**common, tolerance=None, sim_weight=0.1, scope="selected"))
 
 
@@ -173,7 +175,7 @@ def test_models_in_turns_are_those_trained_one_after_the_other(at_once, graphs, 
     subsets = [torch.randperm(100, generator=torch.Generator().manual_seed(k))[:50 + k] for k in range(5)]
     before = torch.random.get_rng_state()
     with rum.train.cost() as spent:
-        models = rum.ensemble.fit_many(make_normed, data, subsets, recipe, seeds=[5, 6, 7, 8, 9], at_once=at_once)
+        models = fit_many(make_normed, data, subsets, recipe, seeds=[5, 6, 7, 8, 9], at_once=at_once)
     assert torch.equal(before, torch.random.get_rng_state())
     assert (spent.examples, spent.passes) == (4 * (250 + 10), 20)
     for model, subset, seed in zip(models, subsets, range(5, 10), strict=True):
@@ -200,7 +202,7 @@ def test_models_that_draw_numbers_are_trained_one_by_one(planted):
 
     assert uses_rng(dropping(), planted.train) and not uses_rng(make_normed(), tiny(planted.train, 20))
     recipe, subsets = rum.Recipe(epochs=2, batch_size=25), [torch.arange(60), torch.arange(50, 110)]
-    for model, subset, seed in zip(rum.ensemble.fit_many(dropping, planted.train, subsets, recipe, seeds=[1, 2], at_once=2),
+    for model, subset, seed in zip(fit_many(dropping, planted.train, subsets, recipe, seeds=[1, 2], at_once=2),
                                    subsets, (1, 2), strict=True):
         assert same(model, rum.fit(dropping, planted.train[subset], recipe, seed=seed))
 
@@ -218,7 +220,7 @@ def test_want_of_memory_says_what_to_change(planted):
 
 def test_one_that_diverges_is_reported(planted):
     with pytest.raises(FloatingPointError, match=r"lower lr=1e\+30"):
-        rum.ensemble.fit_many(make_normed, tiny(planted.train, 60), [torch.arange(40), torch.arange(20, 60)],
+        fit_many(make_normed, tiny(planted.train, 60), [torch.arange(40), torch.arange(20, 60)],
                      rum.Recipe(epochs=2, lr=1e30), seeds=[1, 2], at_once=2)
 
 
@@ -236,7 +238,8 @@ def test_the_device_is_that_of_the_environment_unless_it_is_named(monkeypatch):
 
 def test_a_device_that_is_not_there_is_refused_before_any_data_is_read(tmp_path):
     """Device 99 of a kind is nowhere."""
-    absent = replace(rum.lab.profile("smoke"), name="absent", device="cuda:99", data="cifar10", options={"root": tmp_path})
+    absent = replace(rum.lab.profile("smoke"), name="absent", device="cuda:99", data="cifar10",
+                     options={"root": tmp_path})
     for open_study in (absent.check, partial(rum.lab.Study, absent, quiet=True, home=tmp_path)):
         with pytest.raises(ValueError, match=r"there is no device 'cuda:99'.* RUM_DEVICE.* cpu"):
             open_study()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import rumlib as rum
+from rumlib import algorithms
 from rumlib.algorithms import weights
 from rumlib.algorithms.base import Epoch
 from rumlib.algorithms.boundary import nearest_wrong
@@ -66,16 +67,16 @@ perturb = dict(k=0.1, sigma=0.5, epochs=10, lr=0.3, tolerance=None, **common)
 EVERY = {
     "InfluenceUnlearning": rum.InfluenceUnlearning(alpha=10.0),
     "InfluenceUnlearning exact": rum.InfluenceUnlearning(alpha=10.0, exact=True),
-    "SSD": rum.algorithms.SSD(batch_size=10),
-    "Fisher": rum.algorithms.Fisher(),
-    "BadTeacher": rum.algorithms.BadTeacher(epochs=20, lr=0.3, **common),
-    "UNSIR": rum.algorithms.UNSIR(epochs=4, lr=0.1, **common),
-    "BoundaryShrink": rum.algorithms.BoundaryShrink(epochs=5, lr=0.02, **common),
-    "BoundaryExpand": rum.algorithms.BoundaryExpand(epochs=5, lr=0.02, **common),
+    "SSD": algorithms.SSD(batch_size=10),
+    "Fisher": algorithms.Fisher(),
+    "BadTeacher": algorithms.BadTeacher(epochs=20, lr=0.3, **common),
+    "UNSIR": algorithms.UNSIR(epochs=4, lr=0.1, **common),
+    "BoundaryShrink": algorithms.BoundaryShrink(epochs=5, lr=0.02, **common),
+    "BoundaryExpand": algorithms.BoundaryExpand(epochs=5, lr=0.02, **common),
     "ClassProjection": rum.ClassProjection(30.0, 10.0, samples=None, rows=None, granularity="examples"),
     "ClassProjection sampled": rum.ClassProjection(30.0, 10.0, samples=30, granularity="examples"),
-    "CF-1": rum.algorithms.LastLayers(k=1, epochs=10, lr=0.3, **common),
-    "EU-2": rum.algorithms.LastLayers(k=2, exact=True, epochs=20, lr=0.1, **common),
+    "CF-1": algorithms.LastLayers(k=1, epochs=10, lr=0.3, **common),
+    "EU-2": algorithms.LastLayers(k=2, exact=True, epochs=20, lr=0.1, **common),
     "SalUn official": rum.SalUn(relabel, compat="official"),
     "SalUn sigmoid": rum.SalUn(relabel, mask="sigmoid"),
     "SalUn tanh": rum.SalUn(relabel, mask="tanh"),
@@ -191,9 +192,9 @@ def test_an_empty_set_is_refused(name, points):
 
 @pytest.mark.parametrize("make, words", [
     (lambda: rum.InfluenceUnlearning(chunk=0), "chunk"),
-    (lambda: rum.algorithms.SSD(alpha=0), "alpha"),
-    (lambda: rum.algorithms.Fisher(floor=0), "floor"),
-    (lambda: rum.algorithms.LastLayers(k=0), "k must be a whole number at least 1"),
+    (lambda: algorithms.SSD(alpha=0), "alpha"),
+    (lambda: algorithms.Fisher(floor=0), "floor"),
+    (lambda: algorithms.LastLayers(k=0), "k must be a whole number at least 1"),
     (lambda: rum.SalUn(relabel, mask="smooth"), "hard, sigmoid, tanh"),
     (lambda: rum.SalUn(relabel, compat="upstream"), "official"),
     (lambda: rum.SalUn(relabel, mask="tanh", compat="official"), "hard mask only"),
@@ -305,9 +306,11 @@ def test_influence_holds_no_gradient_of_a_single_example(points, monkeypatch):
 ON_THE_EDGE = [
     (rum.L1Sparse, dict(alpha=0)), (rum.NegGradPlus, dict(alpha=0)), (rum.NegGradPlus, dict(alpha=1)),
     (rum.SalUn, dict(inner=relabel, keep=1)), (rum.Scrub, dict(beta=0, gamma=0, max_steps=0, temperature=1e-3)),
-    (rum.algorithms.BadTeacher, dict(temperature=1e-3)), (rum.algorithms.BoundaryShrink, dict(bound=0)), (rum.algorithms.LastLayers, dict(k=1)),
-    (rum.algorithms.UNSIR, dict(impair=0, noise=1, noise_steps=0, penalty=0, share=0)),
-    (rum.algorithms.SSD, dict(alpha=1e-9, dampening=0, batch_size=1)), (rum.algorithms.Fisher, dict(alpha=0, floor=1e-30, chunk=1)),
+    (algorithms.BadTeacher, dict(temperature=1e-3)), (algorithms.BoundaryShrink, dict(bound=0)),
+    (algorithms.LastLayers, dict(k=1)),
+    (algorithms.UNSIR, dict(impair=0, noise=1, noise_steps=0, penalty=0, share=0)),
+    (algorithms.SSD, dict(alpha=1e-9, dampening=0, batch_size=1)),
+    (algorithms.Fisher, dict(alpha=0, floor=1e-30, chunk=1)),
     (rum.InfluenceUnlearning, dict(alpha=0, samples=1, n=1, chunk=1)),
     (rum.TopK, dict(k=0, sigma=0, sim_weight=0, last=1, chunk=1)),
     (rum.RandomK, dict(k=1.0, validation=1, tolerance=0)), (rum.RandomTopK, dict(factor=1)),
@@ -390,7 +393,7 @@ def saliency_of(points):
 def test_ssd_dampens_by_its_formula(points):
     model, batch = points.model, 10
     i_f, i_d = (importance(model, s, batch) for s in (points.forget, points.forget + points.retain))
-    unlearned = dict(rum.algorithms.SSD(alpha=2.0, dampening=0.5, batch_size=batch)(
+    unlearned = dict(algorithms.SSD(alpha=2.0, dampening=0.5, batch_size=batch)(
         model, points.forget, points.retain).named_parameters())
     for name, p in model.named_parameters():
         ratio = i_d[name].numpy() / np.maximum(i_f[name].numpy(), 1e-38)
@@ -416,8 +419,8 @@ def test_ssd_importance_is_the_published_one():
 def test_fisher_noise_is_weakest_where_the_information_is(points):
     model, retain = points.model, points.retain
     alpha, floor = 1e-3, 1e-6
-    moves = torch.stack([flat(rum.algorithms.Fisher(alpha, floor)(model, points.forget, retain, seed=s)) for s in range(60)]) \
-        - flat(model)
+    fisher = algorithms.Fisher(alpha, floor)
+    moves = torch.stack([flat(fisher(model, points.forget, retain, seed=s)) for s in range(60)]) - flat(model)
     drawn = rum.Examples(retain.x, rum.predict(model, retain).argmax(1))          # it is nearly always sure
     information = torch.cat([g.flatten() for g in weights.squared_gradients(model, drawn, 64).values()])
     ratio = moves.std(0) / (alpha * information.clamp(min=floor) ** -0.25)
@@ -432,7 +435,7 @@ def test_squared_gradients_are_those_of_single_examples(points):
 
 
 def test_the_bad_teacher_is_untrained_and_the_good_one_the_original(points):
-    taught = rum.algorithms.BadTeacher().prepare(points.model, points.forget, points.retain)
+    taught = algorithms.BadTeacher().prepare(points.model, points.forget, points.retain)
     n = len(points.forget)
     torch.testing.assert_close(taught[n:], rum.predict(points.model, points.retain))
     assert taught[:n].softmax(1).max() < 0.75 < rum.predict(points.model, points.forget).softmax(1).max()
@@ -441,13 +444,13 @@ def test_the_bad_teacher_is_untrained_and_the_good_one_the_original(points):
 def test_the_noise_of_unsir_is_what_the_model_is_worst_at(whole_class):
     p = whole_class
     frozen = copy.deepcopy(p.model).requires_grad_(False)
-    x, y = rum.algorithms.UNSIR(noise=8).prepare(frozen, p.forget, p.retain)
+    x, y = algorithms.UNSIR(noise=8).prepare(frozen, p.forget, p.retain)
     assert x.shape == (8, 1, 4, 4) and (y == 0).all()
     assert F.cross_entropy(p.model(x), y) > 5 > F.cross_entropy(p.model(p.forget.x), p.forget.y)
 
 
 def test_unsir_shows_noise_in_its_first_epochs_only(whole_class):
-    p, noise = whole_class, rum.algorithms.UNSIR(epochs=3, impair=2, batch_size=20, share=0.2)
+    p, noise = whole_class, algorithms.UNSIR(epochs=3, impair=2, batch_size=20, share=0.2)
     prepared = noise.prepare(copy.deepcopy(p.model).requires_grad_(False), p.forget, p.retain)
     for number in range(3):
         epoch = Epoch(number, 3, 20, p.model, torch.Generator(), prepared)
@@ -473,7 +476,7 @@ def test_expanding_leaves_no_trace_of_the_new_class(points):
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_the_last_layers_alone_move_statistics_included(k, exact, points, normed):
-    algorithm = rum.algorithms.LastLayers(k=k, exact=exact, epochs=1, lr=0.1, **common)
+    algorithm = algorithms.LastLayers(k=k, exact=exact, epochs=1, lr=0.1, **common)
     unlearned = algorithm(normed, points.forget, points.retain)
     ours, theirs = layers(normed), layers(unlearned)
     for here, there in zip(ours[:-k], theirs[:-k], strict=True):
@@ -486,9 +489,9 @@ def test_all_layers_can_be_the_last_ones(points, normed):
     count = len(layers(normed))
     assert [type(layer[0]).__name__ for layer in layers(normed)] == ["Conv2d"] * (count - 1) + ["Linear"]
     options = dict(epochs=1, lr=0.1, **common)
-    whole = rum.algorithms.LastLayers(k=count, **options)(normed, points.forget, points.retain)
+    whole = algorithms.LastLayers(k=count, **options)(normed, points.forget, points.retain)
     with pytest.raises(ValueError, match=f"k={count + 1}.*{count}"):
-        rum.algorithms.LastLayers(k=count + 1, **options)(normed, points.forget, points.retain)
+        algorithms.LastLayers(k=count + 1, **options)(normed, points.forget, points.retain)
     assert all(not torch.equal(a, b) for a, b in zip(whole.parameters(), normed.parameters(), strict=True))
 
 
@@ -503,4 +506,4 @@ def test_a_module_that_cannot_be_drawn_anew_is_named(points):
 
     model = nn.Sequential(copy.deepcopy(points.model), Scale())
     with pytest.raises(TypeError, match="Scale has weights and no reset_parameters"):
-        rum.algorithms.LastLayers(exact=True)(model, points.forget, points.retain)
+        algorithms.LastLayers(exact=True)(model, points.forget, points.retain)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import papermill
 import pytest
-from rumlib.lab.publish import publish
 
 import rumlib as rum
 from rumlib.lab.plan import Plan
+from rumlib.lab.results import publish
 from rumlib.lab.run import main as paper
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
@@ -54,9 +54,10 @@ def test_every_figure_has_its_numbers_and_its_origin(home):
 
 def test_the_plan_counts_what_the_notebooks_ask_for(home):
     for name, tasks in Plan(rum.lab.profile("smoke"), None, 1).notebooks.items():
-        asked = json.loads((home / "runs/smoke/asked" / f"{name}.json").read_text())["cells"]
+        asked = json.loads((home / "runs/smoke/asked" / f"{name}.json").read_text())["results"]
         planned = Counter(task.kind for task in tasks)
-        assert {kind: count for kind, count in Counter(kind for kind, _ in asked).items() if kind in planned} == planned
+        counted = Counter(kind for kind, *_ in asked)
+        assert {kind: count for kind, count in counted.items() if kind in planned} == planned
 
 
 def test_what_is_published_makes_every_figure_again(home, tmp_path, monkeypatch):
@@ -69,4 +70,4 @@ def test_what_is_published_makes_every_figure_again(home, tmp_path, monkeypatch)
     assert missing == 0 and tables == sorted(path.name for path in (tmp_path / "figures/smoke").glob("*.csv"))
     assert not [name for name in tables if (home / "figures/smoke" / name).read_bytes()
                 != (tmp_path / "figures/smoke" / name).read_bytes()]
-    assert not list(tmp_path.glob("runs/*/cells"))
+    assert not list(tmp_path.glob("runs/*/results"))

@@ -419,7 +419,8 @@ def test_only_weights_of_linear_and_convolution_layers_change(problem):
                                  if isinstance(module, nn.Linear | nn.Conv2d)}
 
 
-@pytest.mark.parametrize("make, count", [(rum.models.vgg16_bn, 16), (rum.models.resnet18, 21), (rum.models.vit_tiny, 26)])
+@pytest.mark.parametrize("make, count", [(rum.models.vgg16_bn, 16), (rum.models.resnet18, 21),
+                                         (rum.models.vit_tiny, 26)])
 def test_the_layers_of_known_networks(make, count):
     """13 convolutions and 3 linear layers; 20 and 1; patches, four blocks of q, k, v, out, and two layers, the head."""
     assert len(sites(make())) == count
@@ -661,8 +662,9 @@ REFUSED = {
     "compat": (lambda: rum.ClassProjection(compat="old"), ValueError, "official", "'old'"),
     "nothing to search": (lambda: rum.ClassProjection().grid(nn.Linear(4, 4), *points.split_classes(0)), ValueError,
                           "tuple", "alpha_retain=100.0"),
-    "separability of a search": (lambda: rum.algorithms.separability(nn.Linear(4, 4), *points.split_classes(0), by=SEARCH),
-                                 ValueError, "one alpha_retain"),
+    "separability of a search": (
+        lambda: rum.algorithms.separability(nn.Linear(4, 4), *points.split_classes(0), by=SEARCH), ValueError,
+        "one alpha_retain"),
     "a class on both sides": (lambda: rum.ClassProjection()(nn.Linear(4, 4), *halves), ValueError, "class 0",
                               "split_classes(0)", "granularity='examples'"),
     "class not in the data": (lambda: points.split_classes(1, 7), ValueError, "class 7", "[0, 1, 2, 3]"),

@@ -1,5 +1,7 @@
 """Pieces of a run, published results, and what is made from them elsewhere: the commands that a GPU run uses, small."""
 
+import gzip
+import hashlib
 import importlib
 import json
 import os
@@ -24,7 +26,7 @@ from rumlib.lab import Cell, ForgetSet, Study, files, memo, profile, results
 from rumlib.lab.computations import KINDS, model, original, original_correct, probed
 from rumlib.lab.memo import NotPublished, TimeIsUp
 from rumlib.lab.provenance import provenance
-from rumlib.lab.results import Published, about, opened, pack, publish, unpack
+from rumlib.lab.results import LIMIT, Published, about, opened, pack, publish, unpack
 from rumlib.lab.results import main as publishing
 from rumlib.lab.run import main as paper
 from rumlib.lab.store import here
@@ -279,12 +281,27 @@ def test_results_of_format_1_are_found_under_the_present_names(old, new, tmp_pat
         found.find(present)
 
 
+@pytest.mark.parametrize("craft, words", [
+    (lambda data: data[:-9], "cut off"), (lambda data: data + b"more", "cut off, or holds more"),
+    (lambda data: b"no gzip" + data, "is no gzip file"), (lambda data: gzip.compress(bytes(LIMIT + 1)), "holds more"),
+], ids=["cut", "longer", "other", "bomb"])
+def test_a_compressed_file_is_read_within_bounds(craft, words, done, tmp_path):
+    folder = shutil.copytree(done.packed, tmp_path / "packed")
+    path, manifest = folder / "cells-000.jsonl.gz", json.loads((folder / "manifest.json").read_text())
+    path.write_bytes(craft(path.read_bytes()))
+    data = path.read_bytes()
+    manifest["files"][path.name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=words):
+        Published(folder)
+
+
 def test_a_result_that_is_no_number_comes_back_and_its_file_is_json(tmp_path):
     identity = {"what": "original", "code": "b", "arguments": {},
                 "study": {"data": [], "recipe": "r", "model": {"function": "f", "code": "a", "arguments": ""}}}
     values = {"rows": [{"degree": float("nan"), "on_test": float("-inf")}], "mia": float("inf"), "float": "nan"}
     pack(tmp_path, [{"identity": identity, "values": values, "seconds": 1.0, "made": here()}],
-         {"profile": "tiny", "studies": {"tiny": identity["study"]}})
+         {"profile": "tiny", "studies": {"tiny": identity["study"]}}, compress=False)
     found = Published(tmp_path).find(identity)["values"]
     assert repr(found) == repr(values)
     assert not {"NaN", "Infinity"} & set(re.findall(r"\w+", (tmp_path / "cells-000.jsonl").read_text()))
@@ -402,7 +419,8 @@ def test_the_commands_say_what_they_did(tmp_path, monkeypatch, capsys):
     publishing("smoke")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1:] for line in lines[:2]] == [
-        ["MiB", f"{tmp_path}/figures/smoke/results/{name}"] for name in ("cells-000.jsonl", "tensors-000.safetensors")]
+        ["MiB", f"{tmp_path}/figures/smoke/results/{name}"]
+        for name in ("cells-000.jsonl.gz", "tensors-000.safetensors")]
     assert lines[2].startswith("1 results, ")
     publishing("smoke", f"{tmp_path}/figures/smoke/results")
     said = capsys.readouterr().out

@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import rumlib as rum
-from rumlib.lab import engine
+from rumlib.datasets import forget_ids
+from rumlib.lab import engine, profile
 
 NaN = float("nan")
 
@@ -85,7 +86,7 @@ def loaded(t, network=make_model, **changes):
 half = rum.Score("half", torch.rand(10), torch.arange(10))
 REFUSED = {
     # names
-    "profile": (lambda t: rum.lab.profile("labtop"), ValueError, "'labtop'", "laptop"),
+    "profile": (lambda t: profile("labtop"), ValueError, "'labtop'", "laptop"),
     "profile of a study": (lambda t: rum.lab.Study("labtop"), ValueError, "'labtop'", "laptop"),
     "data set": (lambda t: rum.load("mnist"), ValueError, "'mnist'", "fashion_mnist", "folder"),
     "level": (lambda t: half.pick(3, "middle"), ValueError, "'middle'", "medium"),
@@ -142,7 +143,8 @@ REFUSED = {
     "score without values": (lambda t: rum.Score("mine", []), ValueError, "one value"),
     "score of another length": (lambda t: rum.Score("mine", [1.0, 2.0], [1, 2, 3]), ValueError, "(2,)", "(3,)"),
     "score that does not cover": (lambda t: rum_of(t, half), ValueError, "'half'", "of 12", "index 18"),
-    "trace that saw nothing": (lambda t: rum.proxy("confidence", rum.proxies.Trace(t.train)), ValueError, "123", "trace="),
+    "trace that saw nothing": (lambda t: rum.proxy("confidence", rum.proxies.Trace(t.train)), ValueError, "123",
+                               "trace="),
     "fraction of one": (lambda t: rum.memorization(make_model, t.train, rum.Recipe(), fraction=1), ValueError, "1",
                         "fraction"),
     "matrices that differ": (lambda t: rum.memorization_from(torch.ones(3, 4), torch.ones(4, 3)), ValueError,
@@ -159,7 +161,8 @@ REFUSED = {
     "a mask that leaves nothing": (lambda t: unlearn(t, algorithm=rum.SalUn(rum.RandomLabel(), keep=1e-4)), ValueError,
                                    "no weight may learn"),
     "forgetting in percent": (lambda t: rum.metrics.forgetting_rate(100, 74), ValueError, "100", "by 100"),
-    "images too small to shift": (lambda t: rum.spdgan.SPDGAN()(t.model, t.model, t.forget), ValueError, "8x8", "1, 4, 4"),
+    "images too small to shift": (lambda t: rum.spdgan.SPDGAN()(t.model, t.model, t.forget), ValueError, "8x8",
+                                  "1, 4, 4"),
 
     "a share above one": (lambda t: rum.TopK(k=1.5), ValueError, "(0, 1]", "1.5"),
     "a negative number": (lambda t: rum.RandomK(k=-1), ValueError, "-1"),
@@ -169,7 +172,8 @@ REFUSED = {
     "nothing left to train on": (lambda t: rum.TopK(validation=1.5), ValueError, "validation", "1.5"),
     "mix above one": (lambda t: rum.RandomTopK(mix=2.0), ValueError, "mix", "2.0"),
     "keep nothing": (lambda t: rum.SalUn(rum.RandomLabel(), keep=0), ValueError, "keep", "0"),
-    "a mask over what is no descent": (lambda t: rum.SalUn(rum.algorithms.SSD()), TypeError, "SalUn(RandomLabel())", "SSD"),
+    "a mask over what is no descent": (lambda t: rum.SalUn(rum.algorithms.SSD()), TypeError, "SalUn(RandomLabel())",
+                                      "SSD"),
 
     # projection
     "negative alpha": (lambda t: rum.ClassProjection(alpha_retain=-1.0), ValueError, "alpha_retain", "-1.0"),
@@ -229,12 +233,12 @@ REFUSED = {
     "no file": (lambda t: rum.Score.read(t.folder / "none.csv", "mem", t.train), FileNotFoundError, "none.csv"),
 
     # lists of ids, cards
-    "no list": (lambda t: rum.datasets.forget_ids(t.folder / "ids.csv", t.train), FileNotFoundError, "ids.csv"),
-    "list without a name": (lambda t: rum.datasets.forget_ids(written(t, "ids.csv", "7\n8\n"), t.train), ValueError, "'7'",
+    "no list": (lambda t: forget_ids(t.folder / "ids.csv", t.train), FileNotFoundError, "ids.csv"),
+    "list without a name": (lambda t: forget_ids(written(t, "ids.csv", "7\n8\n"), t.train), ValueError, "'7'",
                             "column="),
-    "ids that nobody has": (lambda t: rum.datasets.forget_ids(written(t, "ids.csv", "id\n7\n200\n"), t.train), ValueError,
+    "ids that nobody has": (lambda t: forget_ids(written(t, "ids.csv", "id\n7\n200\n"), t.train), ValueError,
                             "1 ids", "[200]"),
-    "ids as words": (lambda t: rum.datasets.forget_ids(written(t, "ids.csv", "id\nAnn\n"), t.train), ValueError, "'Ann'",
+    "ids as words": (lambda t: forget_ids(written(t, "ids.csv", "id\nAnn\n"), t.train), ValueError, "'Ann'",
                      "whole numbers"),
     "card without metrics": (lambda t: card(t, metrics={}), ValueError, "metrics="),
     "card of a lambda": (lambda t: card(t, algorithm=lambda *sets, seed: None), ValueError, "lambda", "dataclass"),
@@ -242,19 +246,21 @@ REFUSED = {
     "card of another network": (lambda t: loaded(t, network=rum.models.mlp), ValueError, "hidden=(64,)",
                                 "mlp() makes another"),
     "no card": (lambda t: rum.lab.Card.load(t.folder, make_model), FileNotFoundError, "card.json"),
-    "dataset over the limit": (lambda t: rum.datasets.from_dataset(t.examples, limit=1e3), ValueError, "123 images", "limit="),
+    "dataset over the limit": (lambda t: rum.datasets.from_dataset(t.examples, limit=1e3), ValueError, "123 images",
+                               "limit="),
     "dataset without a length": (lambda t: rum.datasets.from_dataset(iter(t.examples)), TypeError, "no length"),
 
     # profiles and studies
-    "profile without a name": (lambda t: replace(rum.lab.profile("smoke"), name=""), ValueError, "''", "not empty"),
-    "profile that is a path": (lambda t: replace(rum.lab.profile("smoke"), name="../mine"), ValueError, "'../mine'",
+    "profile without a name": (lambda t: replace(profile("smoke"), name=""), ValueError, "''", "not empty"),
+    "profile that is a path": (lambda t: replace(profile("smoke"), name="../mine"), ValueError, "'../mine'",
                                "no /"),
-    "profile without seeds": (lambda t: replace(rum.lab.profile("smoke"), seeds=()), ValueError, "seeds", "()"),
-    "profile with a seed twice": (lambda t: replace(rum.lab.profile("smoke"), seeds=(1, 1)), ValueError, "(1, 1)"),
-    "profile without workers": (lambda t: replace(rum.lab.profile("smoke"), workers=0), ValueError, "workers", "-1"),
-    "profile without sets": (lambda t: replace(rum.lab.profile("smoke"), set_size=0), ValueError, "set_size", "at least 1"),
-    "profile without such a budget": (lambda t: rum.lab.profile("smoke").grid("SCRUB", 9), ValueError, "9 epochs", "for 2"),
-    "fields that an algorithm has not": (lambda t: rum.lab.vary(rum.Finetune(), alpha=1), ValueError, "Finetune", "alpha"),
+    "profile without seeds": (lambda t: replace(profile("smoke"), seeds=()), ValueError, "seeds", "()"),
+    "profile with a seed twice": (lambda t: replace(profile("smoke"), seeds=(1, 1)), ValueError, "(1, 1)"),
+    "profile without workers": (lambda t: replace(profile("smoke"), workers=0), ValueError, "workers", "-1"),
+    "profile without sets": (lambda t: replace(profile("smoke"), set_size=0), ValueError, "set_size", "at least 1"),
+    "profile without such a budget": (lambda t: profile("smoke").grid("SCRUB", 9), ValueError, "9 epochs", "for 2"),
+    "fields that an algorithm has not": (lambda t: rum.lab.vary(rum.Finetune(), alpha=1), ValueError, "Finetune",
+                                         "alpha"),
     "values of a function": (lambda t: rum.lab.vary(print, lr=1), TypeError, "no fields", "dataclass"),
     "nothing tuned": (lambda t: rum.lab.tuned("mine"), FileNotFoundError, "'mine'", "laptop"),
 
@@ -287,7 +293,7 @@ REFUSED = {
     "too many images": (lambda t: rum.load("digits", n=5000), ValueError, "n=5000", "1297"),
     "no images": (lambda t: rum.load("digits", n=0), ValueError, "n=0"),
     "no seeds": (lambda t: rum.lab.Study("smoke", seeds=0), ValueError, "0", "at least 1"),
-    "seeds that were tuned on": (lambda t: rum.lab.Study(replace(rum.lab.profile("smoke"), tuning_seeds=(1,))), ValueError,
+    "seeds that were tuned on": (lambda t: rum.lab.Study(replace(profile("smoke"), tuning_seeds=(1,))), ValueError,
                                  "(1,)", "overlap"),
     "factory with unnamed arguments": (lambda t: repr(rum.Retrain(partial(rum.models.mlp, (1, 4, 4)), rum.Recipe())),
                                        ValueError, "(1, 4, 4)", "by name"),

@@ -415,7 +415,8 @@ def test_building_leaves_the_random_state_and_obeys_its_seed():
 
 def test_a_factory_is_named_by_its_function_and_arguments():
     assert describe(make_model) == "mlp(classes=3, hidden=(64,), shape=(1, 4, 4))"
-    assert describe(partial(rum.models.mlp, hidden=(2,), classes=4)) == describe(partial(rum.models.mlp, classes=4, hidden=(2,)))
+    one, other = dict(hidden=(2,), classes=4), dict(classes=4, hidden=(2,))
+    assert describe(partial(rum.models.mlp, **one)) == describe(partial(rum.models.mlp, **other))
     assert describe(resnet18) == "resnet18()"
 
 

@@ -161,6 +161,12 @@ class Keep:
     """Do nothing: what RUM does to examples that the model would classify the same without having seen them.
 
     Source: arXiv 2406.01257, section 5: the step for the least memorized part.
+
+    >>> forget, retain = Examples(torch.rand(4, 2), [0, 1, 0, 1]).split([True, False, False, False])
+    >>> model = nn.Linear(2, 2)
+    >>> kept = Keep()(model, forget, retain)
+    >>> kept is model, bool((kept.weight == model.weight).all())
+    (False, True)
     """
 
     def __call__(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> nn.Module:
@@ -217,5 +223,9 @@ def check_mask(model: nn.Module, only: dict[str, Tensor] | None) -> None:
 
 
 def xent(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross-entropy of the batch, averaged."""
+    """Cross-entropy of the batch, averaged.
+
+    >>> round(xent(torch.zeros_like, Batch(torch.rand(5, 2), torch.tensor([0, 1, 0, 1, 0]), torch.arange(5))).item(), 4)
+    0.6931
+    """
     return F.cross_entropy(model(batch.x), batch.y)

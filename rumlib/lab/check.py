@@ -12,8 +12,11 @@ failed    raised an error when it was last computed; the next run tries it again
 stale     of other code than the present one, or of other data or settings: it is not read back any more
 damaged   not whole: its checksum does not fit; the next run sets it aside and computes it again
 
-A result that is computed again must come out bit by bit as it is on file, times apart, where torch and the kind of
-processor are those that made it. Elsewhere sums round differently: then TOLERANCE says how much may differ.
+For `status` nothing is computed, and torch is not imported: what notebooks have asked for, and of what code, is on file
+(`rumlib.lab.memo`). Files are read only where that does not tell, or with `deep`: then damage is seen that no run has
+met yet. A result that is computed again must come out bit by bit as it is on file, times apart, where torch
+and the kind of processor are those that made it. Elsewhere sums round differently and training carries that on: then
+TOLERANCE says how much may differ.
 """
 
 from __future__ import annotations
@@ -31,13 +34,8 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from statistics import median
 
-from filelock import FileLock
-
-from rumlib.device import plain_name
 from rumlib.lab import settings
-from rumlib.lab.codehash import PACKAGE, codes, differences, digest_of
-from rumlib.lab.computations import KINDS
-from rumlib.lab.store import parse
+from rumlib.lab.codehash import PACKAGE, codes, differences, digest_of, parse
 
 STATES = ("done", "unasked", "missing", "failed", "stale", "damaged")
 # Of shares, such as accuracies, and of the norm of a tensor. Between AVX2 and AVX-512, 0.0007 was the most on digits.
@@ -47,30 +45,39 @@ TOLERANCE = 0.02
 # -- What there is ----------------------------------------------------------------------------------------------------
 
 
-def survey(folder: Path) -> list[dict]:
+def survey(folder: Path, *, deep: bool = False) -> list[dict]:
     """One row per result under `folder` (runs/<profile>): kind, key, state, the "seconds" that it took (of one that is
-    not there, the median of its kind), and why: what is other than now, or what happened if it failed or is damaged."""
+    not there, the median of its kind), and why: what is other than now, or what happened if it failed or is damaged.
+    deep: read every result, also those that a notebook has asked for."""
     paths = sorted((folder / "asked").glob("*.json"), key=os.path.getmtime)
     lists = [found for path in paths if (found := asked(path))]
     wanted = {name: own for found in lists for name, own in found["results"].items()}
     study, present, rows = lists[-1]["study"] if lists else None, _PresentCodes(), {}
     for path in sorted((folder / "results").glob("*/*.json")):
-        rows[path.parent.name, path.stem] = _judge(path, wanted, study, present)
+        own = wanted.get((path.parent.name, path.stem))
+        rows[path.parent.name, path.stem] = _judge(path, own, study, present) if deep or own is None else _told(
+            own, study, present)
     for ending, state in ((".failed", "failed"), (".json.damaged", "damaged")):
         for path in sorted((folder / "results").glob(f"*/*{ending}")):
             why = _json(path).get("problem", "") if state == "failed" else "set aside"
             rows.setdefault((path.parent.name, path.name.removesuffix(ending)), {"state": state, "why": why})
     for name in wanted.keys() - rows.keys():
-        rows[name] = {"state": "missing", "why": ", ".join(_changed(wanted[name], present))}
+        rows[name] = {"state": "missing", "why": ", ".join(_changed(wanted[name]["codes"], present))}
     taken = defaultdict(list)
     for (kind, _), row in rows.items():
-        taken[kind] += [row["seconds"]] if "seconds" in row else []
-    return [{"kind": kind, "key": key, "seconds": median(taken[kind]) if taken[kind] else None, **row}
-            for (kind, key), row in rows.items()]
+        taken[kind] += [row["seconds"]] if row.get("seconds") is not None else []
+    usual = {kind: median(seconds) for kind, seconds in taken.items() if seconds}
+    return [{"kind": kind, "key": key, "seconds": usual.get(kind), **row} for (kind, key), row in rows.items()]
 
 
-def _judge(path: Path, wanted: Mapping, study: Mapping | None, present: Mapping) -> dict:
-    """State, reason and seconds of a result that is there."""
+def _told(own: Mapping, study: Mapping, present: Mapping) -> dict:
+    """State, reason and seconds of a result that is there, by what the notebook tells that asked for it."""
+    why = _changed(own["codes"], present) + differences(own["study"], study, "study")
+    return {"state": "stale" if why else "done", "why": ", ".join(why), "seconds": own["seconds"]}
+
+
+def _judge(path: Path, own: Mapping | None, study: Mapping | None, present: Mapping) -> dict:
+    """The same by its own file."""
     try:
         result = parse(path.read_bytes(), path.stem)
         tensors = result["values"].get("tensors")
@@ -80,18 +87,19 @@ def _judge(path: Path, wanted: Mapping, study: Mapping | None, present: Mapping)
         return {"state": "damaged", "why": str(problem)}
     identity = result["identity"]
     why = _changed(codes(identity), present) + (differences(identity.get("study"), study, "study") if study else [])
-    state = "stale" if why else "done" if (path.parent.name, path.stem) in wanted else "unasked"
+    state = "stale" if why else "unasked" if own is None else "done"
     return {"state": state, "why": ", ".join(why), "seconds": result["seconds"]}
 
 
 def asked(path: Path) -> dict | None:
-    """What the last run of a notebook tells: the "study", and "results", (kind, key) -> {name: hash} of the code that
-    they depend on, in the order in which they were asked for. None where the file is damaged."""
+    """What the last run of a notebook tells: the "study", and "results" in the order in which they were asked for,
+    (kind, key) -> their "codes", name -> hash, "seconds" and "study". None where the file is damaged."""
     found = _json(path)
     try:
         return {"study": found["study"], "results": {
-            (f"{kind}", f"{key}"): {name: found["codes"][name] for name in names}
-            for kind, key, _, *names in found["results"]}}
+            (f"{kind}", f"{key}"): {"codes": {name: found["codes"][name] for name in names}, "seconds": seconds,
+                                    "study": found["study"]}
+            for kind, key, seconds, *names in found["results"]}}
     except (KeyError, TypeError, ValueError):
         return None
 
@@ -110,8 +118,8 @@ class _PresentCodes(dict):
     definition: a user's own is not to be judged from here."""
 
     def __missing__(self, name: str) -> str | None:
-        found = PACKAGE.find(name)
-        self[name] = KINDS[name].code if name in KINDS else found and PACKAGE.code(found)
+        found = PACKAGE.kinds.get(name) or PACKAGE.find(name)
+        self[name] = found and PACKAGE.code(found)
         return self[name]
 
 
@@ -136,7 +144,7 @@ def table(rows: list[dict]) -> str:
 
 
 def _folder(which: str) -> Path:
-    return settings.home() / "runs" / plain_name(which, "a profile")
+    return settings.home() / "runs" / settings.plain_name(which, "a profile")
 
 
 def status(which: str) -> None:
@@ -161,8 +169,10 @@ def clean_stale(which: str) -> int:
     folder = _folder(which)
     if not (folder / "results").is_dir():
         return 0
+    from filelock import FileLock
+
     with FileLock(folder / "results" / ".lock"):
-        gone = [row for row in survey(folder) if row["state"] in ("stale", "damaged")]
+        gone = [row for row in survey(folder, deep=True) if row["state"] in ("stale", "damaged")]
         files = [(folder / "results" / row["kind"]).glob(f"{row['key']}.*") for row in gone]
         for path in [*chain(*files), *(folder / "results").glob("*/*.damaged")]:
             path.unlink(missing_ok=True)

@@ -74,6 +74,21 @@ def codes(identity: object) -> dict[str, str]:
     return {**{name: identity["code"] for name in names}, **codes(list(identity.values()))}
 
 
+def parse(text: bytes, key: str) -> dict:
+    """What the file of a result holds. Raises ValueError where it is not whole, or is not the result with this key."""
+    try:
+        result = json.loads(text)
+        kept = {name: result[name] for name in ("identity", "values", "seconds", "made")}
+        whole = result.get("checksum") == digest_of(kept)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+        raise ValueError(f"it cannot be read: {problem!r}") from problem
+    if not whole:
+        raise ValueError("its checksum does not fit its values")
+    if digest_of(kept["identity"]) != key:
+        raise ValueError("it is the file of another result")
+    return kept
+
+
 def _hash(value: object) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
 
@@ -141,6 +156,8 @@ class Writer:
                 yield name, [decorator for decorator in value if not self._apart(decorator)]
             elif name == "body" and isinstance(node, DEFINITIONS):
                 yield name, [s for s in value if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+            elif name == "values" and isinstance(node, ast.JoinedStr):       # Python 3.12 and newer add empty parts
+                yield name, [part for part in value if getattr(part, "value", None) != ""]
             elif value is not None and value != [] and not (name == "name" and top):
                 yield name, value
 
@@ -380,7 +397,8 @@ class Own(Definitions):
             value = next((part for part in inside if isinstance(part, FunctionType)), value)
             if isinstance(value, FunctionType) and value.__code__.co_filename.startswith("<string>"):
                 continue                                     # made by dataclass, from fields that count themselves
-            if isinstance(value, type | FunctionType) or not name.startswith("__"):
+            if not name.startswith("__") or (isinstance(value, type | FunctionType)
+                                             and _home(value) in (PACKAGE.name, self.home)):   # not of dataclasses
                 text.tokens.append(name)
                 self._append(text, value)
         return text

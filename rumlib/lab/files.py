@@ -14,6 +14,7 @@ import math
 import os
 import stat
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,18 @@ def read(path: Path, most: int, *, links: bool = False) -> bytes:
         raise ValueError(f"{path} is larger than what belongs there: {found.st_size} bytes; at most {most} are read")
     with open(path, "rb") as file:
         return file.read(found.st_size)
+
+
+def unzipped(data: bytes, most: int, where: object) -> bytes:
+    """What gzip has compressed, if it is at most `most` bytes: no more is ever made of it."""
+    reader = zlib.decompressobj(wbits=31)
+    try:
+        found = reader.decompress(data, most + 1)
+    except zlib.error as problem:
+        raise ValueError(f"{where} is no gzip file: {problem}") from problem
+    if len(found) > most or not reader.eof or reader.unused_data:
+        raise ValueError(f"{where} is cut off, or holds more than {most} bytes")
+    return found
 
 
 def parse(data: bytes, where: object) -> object:

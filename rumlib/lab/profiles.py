@@ -26,7 +26,8 @@ from rumlib.algorithms.layers import LastLayers
 from rumlib.algorithms.mislead import UNSIR, BadTeacher
 from rumlib.algorithms.relabel import RandomLabel, SalUn
 from rumlib.datasets import load
-from rumlib.device import check_fields, pick, plain_name
+from rumlib.device import check_fields, pick
+from rumlib.lab.settings import plain_name
 from rumlib.models import Factory, mlp, resnet18, resnet50, small_resnet, vgg16_bn
 from rumlib.train import Recipe
 

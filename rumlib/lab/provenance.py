@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from rumlib.datasets import source
-from rumlib.device import plain_name
 from rumlib.lab import settings
 from rumlib.lab.codehash import PACKAGE
+from rumlib.lab.settings import plain_name
 from rumlib.lab.store import put
 
 if TYPE_CHECKING:

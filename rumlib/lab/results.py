@@ -4,7 +4,7 @@ the next machine.
     python -m rumlib.lab.results cifar10                         # make publish: into figures/cifar10/results/
     python -m rumlib.lab.results cifar10 figures/cifar10/results # make unpack FROM=...: into runs/cifar10/
 
-    pack(folder, results, {"profile": ...})                  # manifest.json, cells-*.jsonl, tensors-*.safetensors
+    pack(folder, results, {"profile": ...})                  # manifest.json, cells-*.jsonl.gz, tensors-*.safetensors
     found = Published(folder)                                # checks all that is there, or refuses it
     found.find(identity)                                     # a result, or NotPublished that names what is lacking
 
@@ -17,13 +17,14 @@ Published results come from strangers, so all is checked before any of it is use
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import safetensors.torch
@@ -44,7 +45,7 @@ LIMIT = 16 * 2**20                                           # bytes of a file: 
 LINE = 2**20                                                 # bytes of a result without its tensors
 HEADER = 1024                                                # bytes for the name, dtype and shape of a tensor
 MANIFEST, UNPACKED = "manifest.json", "unpacked.json"        # the second: as a notebook that asked for all unpacked
-NAMED = re.compile(r"cells-\d{3}\.jsonl|tensors-\d{3}\.safetensors")
+NAMED = re.compile(r"cells-\d{3}\.jsonl(\.gz)?|tensors-\d{3}\.safetensors")
 ORIGIN = {"format": int, "profile": str, "studies": dict, "cells": dict, "files": dict}
 RESULT = {"what": str, "study": str, "code": str, "arguments": dict, "values": dict, "seconds": (int, float),
           "made": dict}
@@ -115,7 +116,7 @@ def _present(value):
 # -- Written ----------------------------------------------------------------------------------------------------------
 
 
-def pack(folder: Path, results: Iterable[dict], origin: Mapping) -> dict:
+def pack(folder: Path, results: Iterable[dict], origin: Mapping, *, compress: bool = True) -> dict:
     """Write results, each as `rumlib.lab.memo.Store.read` gives it, and return the manifest. What was in the folder
     before is replaced. `origin` says where they come from: "profile", "studies", name -> identity, and what else is
     worth knowing. Raises ValueError where two are about the same, so that one could be taken for the other."""
@@ -137,7 +138,8 @@ def pack(folder: Path, results: Iterable[dict], origin: Mapping) -> dict:
         lines.append(json.dumps(line).encode() + b"\n")
     lines = _parts(((line, len(line)) for line in lines), min(LINE, LIMIT))
     shards = _parts(((named, named[1].nbytes + 200) for named in tensors.items()), LIMIT)    # 200: in the header
-    written = {f"cells-{k:03}.jsonl": b"".join(part) for k, part in enumerate(lines)}
+    ending, zipped = (".jsonl.gz", partial(gzip.compress, mtime=0)) if compress else (".jsonl", bytes)
+    written = {f"cells-{k:03}{ending}": zipped(b"".join(part)) for k, part in enumerate(lines)}
     written |= {f"tensors-{k:03}.safetensors": safetensors.torch.save(dict(part)) for k, part in enumerate(shards)}
     manifest = {"format": FORMAT, **origin, "cells": dict(Counter(one["identity"]["what"] for one in results)),
                 "files": {name: {"bytes": len(data), "sha256": _hash(data)} for name, data in written.items()}}
@@ -221,7 +223,8 @@ class Published:
                 yield path, data
 
     def _lines(self) -> Iterator[bytes]:
-        for path, data in self._files(".jsonl"):
+        for path, data in (*self._files(".jsonl"), *self._files(".jsonl.gz")):
+            data = files.unzipped(data, LIMIT, path) if path.name.endswith(".gz") else data
             if data.count(b"\n") > len(data) // 64 or max(map(len, data.splitlines()), default=0) > LINE:
                 raise ValueError(f"{path} has lines that are too short for a result, or longer than {LINE} bytes")
             yield from data.splitlines()

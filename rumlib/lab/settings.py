@@ -63,3 +63,11 @@ def verified() -> frozenset[str]:
         return frozenset(json.loads(Path(name).read_text())) if name else frozenset()
     except (OSError, ValueError, TypeError) as problem:
         raise ValueError(f"RUM_VERIFY names a JSON file with a list of results; {name!r} is none: {problem}") from None
+
+
+def plain_name(name: str, what: str) -> str:
+    """The name, if a file of it stays in its folder. Raises ValueError for a path, an empty or a hidden name."""
+    if not isinstance(name, str) or not name.strip() or name.startswith(".") or set(name) & set("/\\\0"):
+        raise ValueError(f"the name of {what} becomes a file and cannot be {name!r}: no / or \\, no dot in front, not "
+                         f"empty")
+    return name

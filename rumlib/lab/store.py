@@ -29,7 +29,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from rumlib.lab.codehash import digest_of
+from rumlib.lab.codehash import digest_of, parse
 
 HOUR = 3600
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))            # Windows knows no quota
@@ -123,21 +123,6 @@ class Store:
             with suppress(FileNotFoundError):                # another process was quicker
                 if time.time() - path.stat().st_mtime > HOUR:
                     path.unlink()
-
-
-def parse(text: bytes, key: str) -> dict:
-    """What the file of a result holds. Raises ValueError where it is not whole, or is not the result with this key."""
-    try:
-        result = json.loads(text)
-        kept = {name: result[name] for name in ("identity", "values", "seconds", "made")}
-        whole = result.get("checksum") == digest_of(kept)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
-        raise ValueError(f"it cannot be read: {problem!r}") from problem
-    if not whole:
-        raise ValueError("its checksum does not fit its values")
-    if digest_of(kept["identity"]) != key:
-        raise ValueError("it is the file of another result")
-    return kept
 
 
 def put(path: Path, data: bytes) -> None:

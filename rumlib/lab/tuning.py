@@ -25,8 +25,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from rumlib.device import plain_name
 from rumlib.lab.profiles import Profile
+from rumlib.lab.settings import plain_name
 
 Setting = dict[str, object]
 Search = Generator[list[Setting], list[float], None]

@@ -7,6 +7,7 @@ import torch
 from planted import make_model, recipe
 
 import rumlib as rum
+from rumlib import algorithms
 from rumlib.algorithms.relabel import saliency_mask
 from rumlib.choose import AutoRUM, Calibrated
 from rumlib.rum import RUM, Refine, Shuffled, stream
@@ -21,15 +22,15 @@ BAD = {
     partial(rum.NegGradPlus): {"alpha": NO_SHARE},
     partial(rum.Scrub): {"beta": NO_SIZE, "gamma": NO_SIZE, "max_steps": (-1, 2.5, "3"), "temperature": (0, *NO_SIZE)},
     partial(rum.SalUn, label): {"keep": (0, *NO_SHARE), "mask": ("soft", None), "compat": ("Official", True)},
-    partial(rum.algorithms.BadTeacher): {"temperature": (0, *NO_SIZE)},
-    partial(rum.algorithms.UNSIR): {"impair": (-1, 0.5), "noise": NO_NUMBER, "noise_steps": (-1, 0.5), "penalty": NO_SIZE,
+    partial(algorithms.BadTeacher): {"temperature": (0, *NO_SIZE)},
+    partial(algorithms.UNSIR): {"impair": (-1, 0.5), "noise": NO_NUMBER, "noise_steps": (-1, 0.5), "penalty": NO_SIZE,
                          "share": (1.0, *NO_SHARE)},
-    partial(rum.algorithms.BoundaryShrink): {"bound": NO_SIZE},
-    partial(rum.algorithms.LastLayers): {"k": NO_NUMBER},
+    partial(algorithms.BoundaryShrink): {"bound": NO_SIZE},
+    partial(algorithms.LastLayers): {"k": NO_NUMBER},
     partial(rum.InfluenceUnlearning): {"alpha": (inf, NaN, "10"), "samples": NO_NUMBER, "n": NO_NUMBER,
                                        "chunk": NO_NUMBER},
-    partial(rum.algorithms.SSD): {"alpha": (0, *NO_SIZE), "dampening": NO_SIZE, "batch_size": NO_NUMBER},
-    partial(rum.algorithms.Fisher): {"alpha": NO_SIZE, "floor": (0, *NO_SIZE), "chunk": NO_NUMBER},
+    partial(algorithms.SSD): {"alpha": (0, *NO_SIZE), "dampening": NO_SIZE, "batch_size": NO_NUMBER},
+    partial(algorithms.Fisher): {"alpha": NO_SIZE, "floor": (0, *NO_SIZE), "chunk": NO_NUMBER},
     partial(rum.TopK): {"k": (0.0, 1.1, -1, NaN, True, "0.1", None), "sigma": NO_SIZE, "sim_weight": NO_SIZE,
                         "ranking": ("local",), "perturb": ("noise",), "scope": ("some",), "last": NO_NUMBER,
                         "validation": (0, *NO_SHARE), "tolerance": (1.0, -0.1, NaN), "score": ("value",),
@@ -45,9 +46,10 @@ BAD = {
                                                         "waiting": ("drop",)},
 }
 EVERY = (rum.Keep(), rum.Retrain(make_model, recipe), rum.Finetune(), rum.L1Sparse(), rum.NegGrad(), rum.NegGradPlus(),
-         label, rum.SalUn(label), rum.SalUn(label, compat="official"), rum.Scrub(), rum.algorithms.BadTeacher(), rum.algorithms.UNSIR(),
-         rum.algorithms.BoundaryShrink(), rum.algorithms.BoundaryExpand(), rum.algorithms.LastLayers(), rum.InfluenceUnlearning(), rum.algorithms.SSD(),
-         rum.algorithms.Fisher(), rum.TopK(), rum.RandomK(), rum.RandomTopK(), rum.ClassProjection(granularity="examples"),
+         label, rum.SalUn(label), rum.SalUn(label, compat="official"), rum.Scrub(), algorithms.BadTeacher(),
+         algorithms.UNSIR(), algorithms.BoundaryShrink(), algorithms.BoundaryExpand(), algorithms.LastLayers(),
+         rum.InfluenceUnlearning(), algorithms.SSD(), algorithms.Fisher(), rum.TopK(), rum.RandomK(),
+         rum.RandomTopK(), rum.ClassProjection(granularity="examples"),
          RUM(Shuffled(3), (rum.Keep(),) * 3), AutoRUM(Shuffled(3), (rum.Finetune(),), len))
 
 
@@ -90,7 +92,8 @@ CASES = [
     # sets and models that are none
     ("pairs in place of Examples", lambda t: unlearn(t, rum.Keep(), forget=(t.forget.x, t.forget.y)), TypeError,
      r"forget set must be Examples.*Examples\(x, y\); got a tuple"),
-    ("no retain set", lambda t: unlearn(t, rum.algorithms.SSD(), retain=None), TypeError, "retain set must be Examples.*NoneType"),
+    ("no retain set", lambda t: unlearn(t, algorithms.SSD(), retain=None), TypeError,
+     "retain set must be Examples.*NoneType"),
     ("no request for deletion in a request", lambda t: list(stream(rum.Keep(), t.model, [t.forget[:0]], t.retain)),
      ValueError, "forget set is empty|is empty"),
     ("a trained model to retrain", lambda t: rum.Retrain(t.model, recipe), TypeError, "factory"),
@@ -103,7 +106,7 @@ CASES = [
      r"mask is that of another model.*\(8, 16\)"),
     ("positions in another model", lambda t: rum.TopK().disturb(other_model(t), torch.tensor([0, 1200])), ValueError,
      r"0\.\.162.*0 to 1200"),
-    ("layers reached by a mask", lambda t: rum.algorithms.layers_reached(t.model, torch.ones(1283)), ValueError, "float32"),
+    ("layers reached by a mask", lambda t: algorithms.layers_reached(t.model, torch.ones(1283)), ValueError, "float32"),
     ("a seed that is none", lambda t: rum.Finetune()(t.model, t.forget, t.retain, seed=None), TypeError,
      "seed.*None"),
     ("half a seed for a RUM", lambda t: RUM(Shuffled(1), (rum.Keep(),))(t.model, t.forget, t.retain, seed=0.5),
@@ -115,7 +118,8 @@ CASES = [
     # SalUn, TopK and masks of their own
     ("SalUn of a function", lambda t: rum.SalUn(print), TypeError, r"SalUn\(RandomLabel\(\)\)"),
     ("SalUn of what chooses its weights itself", lambda t: unlearn(t, rum.SalUn(rum.TopK())), ValueError, "scope="),
-    ("SalUn of what adds weights", lambda t: unlearn(t, rum.SalUn(rum.algorithms.BoundaryExpand())), ValueError, "adds weights"),
+    ("SalUn of what adds weights", lambda t: unlearn(t, rum.SalUn(algorithms.BoundaryExpand())), ValueError,
+     "adds weights"),
     ("an official step without the first model", lambda t: list(RUM(Shuffled(2), (rum.SalUn(
         label, compat="official"),) * 2).stages(t.model, t.forget, t.retain, done=1)), ValueError, "original="),
 

@@ -10,6 +10,8 @@ from torch import nn
 
 import rumlib as rum
 from rumlib.data import augment, check_disjoint
+from rumlib.datasets import forget_ids
+from rumlib.ensemble import fit_many
 from rumlib.models import build
 from rumlib.train import as_seed, check_compatible
 
@@ -43,7 +45,7 @@ def ids(text, **options):
     """A call that reads a list of ids, text or bytes, for 123 examples."""
     def call(t):
         (t.folder / "ids.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
-        return rum.datasets.forget_ids(t.folder / "ids.csv", t.train, **options)
+        return forget_ids(t.folder / "ids.csv", t.train, **options)
 
     return call
 
@@ -99,10 +101,10 @@ CASES = [
     ("ids: a byte of zero", ids(b"id\n1\x000\n"), ValueError, "ids.csv"),
     ("ids: that nobody has", ids("id\n10\n500\n"), ValueError,
      r"1 ids .* none of the 123 examples.*\[500\] \(line 3\)"),
-    ("ids: of several examples", lambda t: (ids("id\n0\n")(t), rum.datasets.forget_ids(t.folder / "ids.csv", t.train + t.test)),
+    ("ids: of several examples", lambda t: (ids("id\n0\n")(t), forget_ids(t.folder / "ids.csv", t.train + t.test)),
      ValueError, "id 0 .* belongs to 2 examples"),
     ("ids: names alone", ids("id,user\n,\n"), ValueError, "there are none"),
-    ("ids: a folder", lambda t: rum.datasets.forget_ids(t.folder, t.train), FileNotFoundError, "no list of ids"),
+    ("ids: a folder", lambda t: forget_ids(t.folder, t.train), FileNotFoundError, "no list of ids"),
 
     # examples
     ("index with NaN", examples(index=[NaN] * 123), TypeError, "index must hold whole numbers.*float32"),
@@ -167,12 +169,12 @@ CASES = [
      ValueError, "does not make a new model"),
     ("a factory around one model", lambda t: rum.fit(lambda: nn.Sequential(t.model), t.train, short), ValueError,
      r"copy\.deepcopy"),
-    ("many models of one", lambda t: rum.ensemble.fit_many(lambda: t.model, t.train, [torch.arange(9)] * 2, short, seeds=[1, 2]),
+    ("many models of one", lambda t: fit_many(lambda: t.model, t.train, [torch.arange(9)] * 2, short, seeds=[1, 2]),
      ValueError, "same weights"),
     ("a model as a factory", lambda t: rum.memorization(t.model, t.train, short, models=2), TypeError,
      "function that makes a new model.*Sequential"),
     ("a factory of nothing", lambda t: build(lambda: None, 0), TypeError, "return a torch.nn.Module.*NoneType"),
-    ("fewer seeds than subsets", lambda t: rum.ensemble.fit_many(make_model, t.train, [torch.arange(9)] * 2, short, seeds=[1]),
+    ("fewer seeds than subsets", lambda t: fit_many(make_model, t.train, [torch.arange(9)] * 2, short, seeds=[1]),
      ValueError, "one seed for each subset.*1 seeds"),
 
     # seeds

@@ -30,7 +30,7 @@ def published(folder):
     cells = [{"identity": {"what": "original", "code": "c1", "study": STUDY, "arguments": {"seed": seed}},
               "values": {"steps": 7, "tensors": {"seen": torch.rand(40) > 0.5, "entropy": torch.rand(3, 5)}},
               "seconds": 1.5, "made": {"torch": "2.0", "cpu": "x86_64"}} for seed in (0, 1)]
-    pack(folder, cells, {"profile": "smoke", "studies": {"smoke": STUDY}})
+    pack(folder, cells, {"profile": "smoke", "studies": {"smoke": STUDY}}, compress=False)
 
 
 def sign(folder, **changes):
