@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -137,7 +137,7 @@ class Examples:
 
     def to(self, device) -> Examples:
         """The same examples with their images on the device."""
-        return Examples(self.x.to(device), self.y, self.index, self.info, self.names)
+        return replace(self, x=self.x.to(device))
 
     @cached_property
     def digest(self) -> str:

@@ -17,9 +17,7 @@ from __future__ import annotations
 import hashlib
 import operator
 import os
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from math import inf
 from numbers import Integral, Real
@@ -127,20 +125,6 @@ def finished() -> None:
     """Wait until a GPU has done what it was asked to."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
-
-
-def seconds(*ways: Callable[[], object], rounds: int = 3) -> list[float]:
-    """Median wall time of each, taken in turns so that a busy machine slows all alike; what they have started on a GPU
-    is waited for."""
-    times = [[] for _ in ways]
-    for _ in range(rounds):
-        for way, taken in zip(ways, times, strict=True):
-            finished()
-            start = time.perf_counter()
-            way()
-            finished()
-            taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in times]
 
 
 # -- What is refused --------------------------------------------------------------------------------------------------

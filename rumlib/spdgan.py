@@ -7,9 +7,8 @@
     degree = unlearning_degree(original, unlearned, asked["forget"], asked["test"])
     degree.forget, degree.control, degree.adjusted           # the adjusted one is the difference
 
-Where the forget set is a random part of the data, a model that has unlearned it classifies it about as well as new
-images, so that accuracy on it says little. Shifted images are meant to show what is left of it. But a damaged model
-also fails on shifted images, and then looks deeply unlearned. A degree therefore needs controls: the degree of the
+A model that has unlearned a random part of the data classifies it about as well as new images; shifted images are
+meant to show what is left of it. A damaged model fails on them too, so a degree needs controls: the degree of the
 retrained model (the ceiling), of other sets, of clean images, of noise of the same size, and of other generators.
 
 Source: arXiv 2401.04385 (IEEE TKDE 2025). Only its abstract is verified: SPD-GAN subtly perturbs the data to be
@@ -21,7 +20,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import hypot, sqrt
 
@@ -146,7 +145,7 @@ class Shift(nn.Module):
         weight = next(self.parameters())
         with torch.no_grad():
             moved = torch.cat([self(as_input(x, weight)) for x in examples.x.split(1024)]).to(examples.x.device)
-        return Examples(moved, examples.y, examples.index, examples.info, examples.names)
+        return replace(examples, x=moved)
 
 
 class Residual(nn.Module):
@@ -271,5 +270,4 @@ def noisy(examples: Examples, shifted: Examples, *, seed: int = 0) -> Examples:
     length, wanted = (change.flatten(1).norm(dim=1) for change in (noise, shifted.x - x))
     noise *= (wanted / length).view(-1, 1, 1, 1)
     inside = (x + noise).clamp(0, 1) == x + noise
-    return Examples((x + torch.where(inside, noise, -noise)).clamp(0, 1), examples.y, examples.index, examples.info,
-                    examples.names)
+    return replace(examples, x=(x + torch.where(inside, noise, -noise)).clamp(0, 1))

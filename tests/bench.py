@@ -42,7 +42,7 @@ from rumlib.algorithms.projection import ClassProjection
 from rumlib.algorithms.relabel import RandomLabel, SalUn
 from rumlib.data import Examples
 from rumlib.datasets import load
-from rumlib.device import pick, seconds
+from rumlib.device import finished, pick
 from rumlib.ensemble import fit_many
 from rumlib.lab import engine
 from rumlib.lab.check import survey
@@ -63,6 +63,20 @@ LIMIT = 8 * 60                                               # seconds on a GPU,
 
 Found = Iterator[tuple[str, float, float, str]]              # rest of the title, ours, compared with, unit
 ROWS: dict[str, tuple[Callable[[torch.device], Found], str]] = {}
+
+
+def seconds(*ways: Callable[[], object], rounds: int = 3) -> list[float]:
+    """Median wall time of each, taken in turns so that a busy machine slows all alike; what they have started on a GPU
+    is waited for."""
+    times = [[] for _ in ways]
+    for _ in range(rounds):
+        for way, taken in zip(ways, times, strict=True):
+            finished()
+            start = time.perf_counter()
+            way()
+            finished()
+            taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in times]
 
 
 def row(title: str, on: str = "cpu cuda"):

@@ -182,7 +182,8 @@ def test_a_layer_that_is_never_reached_does_not_matter(name, planted):
 @pytest.mark.parametrize("name", [name for name in PLAIN if name not in ("Retrain", "function")])
 def test_what_is_printed_is_what_was_made(name):
     algorithm = PLAIN[name]
-    assert eval(repr(algorithm), {**vars(rum), "Uniform": Uniform}) == algorithm
+    known = {name: getattr(rum, name) for name in rum.__all__} | vars(rum.algorithms)
+    assert eval(repr(algorithm), {**known, "Uniform": Uniform}) == algorithm
 
 
 @pytest.mark.parametrize("field, value", [("epochs", 7), ("lr", 0.123), ("batch_size", 77), ("momentum", 0.5),

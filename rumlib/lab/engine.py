@@ -3,8 +3,7 @@
     for result in run(function, tasks): ...                  # results in any order, as (position, result)
 
 RUM_ENGINE chooses: "loky" (default, one process per core), "serial", or "dask": the cluster whose scheduler
-DASK_SCHEDULER_ADDRESS names, or else one of as many processes on this machine. Each process uses one torch thread: two
-busy processes with two threads each can be a hundred times slower on two cores.
+DASK_SCHEDULER_ADDRESS names, or else one of as many processes on this machine. Each process uses one torch thread.
 
 On a SLURM cluster, with rumlib and the data where all nodes find them (extra `dask`), keep open in one Python:
 

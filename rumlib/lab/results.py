@@ -8,14 +8,11 @@ the next machine.
     found = Published(folder)                                # checks all that is there, or refuses it
     found.find(identity)                                     # a result, or NotPublished that names what is lacking
 
-Published are the results that are done and that a notebook's last run has asked for. `make paper FROM=...` makes
-notebooks and figures from them and computes nothing. Unpacked, they are finished results: those that the present code,
-data and kind of device ask for are read back by the next run, and `make status` calls the others stale.
-
-Nothing is rounded, because a RUM is named by the hash of the scores that refine it, and the same results give the same
-bytes. A published result is found by what it is about: its kind, the data, model and recipe of its study, its
-arguments. Code, kind of device, precision and release of torch have made it, and the manifest tells them. Published
-results come from strangers, so all is checked before any of it is used: names, kinds, sizes, checksums, types, shapes.
+Published are the results that are done and that a notebook's last run has asked for. `make paper FROM=...` reads them
+and computes nothing. A result is found by what it is about: its kind, the data, model and recipe of its study, its
+arguments; the manifest tells what has made it. Unpacked, those that the present code, data and kind of device ask for
+are read back by the next run, and the others are stale. Nothing is rounded: a RUM is named by the hash of its scores.
+Published results come from strangers, so all is checked before any of it is used.
 """
 
 from __future__ import annotations
@@ -55,9 +52,6 @@ RESULT = {"what": str, "study": str, "code": str, "arguments": dict, "values": d
 # Kinds of results as format 1 calls them. Classes and functions have a dotted path there, which `modern` leaves out.
 RENAMED = {"right": "original_correct", "placed": "embedding_bands", "alike": "matched_sets", "apart": "entanglement",
            "given": "apply"}
-
-
-KINDS = frozenset(computations.KINDS)
 
 
 # -- Names ------------------------------------------------------------------------------------------------------------
@@ -239,8 +233,9 @@ class Published:
         """(identity, what its tensors are named by, what its line says)."""
         where = f"a result in {self.folder}"
         line = files.check(files.parse(text, where), RESULT, where)
-        if RENAMED.get(line["what"], line["what"]) not in KINDS:
-            raise ValueError(f"{where} is of kind {brief(line['what'])}; kinds are {', '.join(sorted(KINDS))}")
+        if RENAMED.get(line["what"], line["what"]) not in computations.KINDS:
+            raise ValueError(f"{where} is of kind {brief(line['what'])}; kinds are "
+                             f"{', '.join(sorted(computations.KINDS))}")
         if line["study"] not in self.manifest["studies"]:
             raise ValueError(f"{where} is of study {brief(line['study'])}, which the {MANIFEST} does not name")
         files.check(line["values"], {name: kind for name, kind in (("tensors", dict), ("large", str))

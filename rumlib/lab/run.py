@@ -5,13 +5,10 @@
     python -m rumlib.lab.run cifar10 "" 8                      # a piece: no cell is started after 8 minutes
     python -m rumlib.lab.run cifar10 "" "" figures/cifar10/results         # from published results: nothing is computed
 
-The sources are never written to. Finished cells of a study are memoized, so that running again resumes; the notebooks
-of a grid share those of their profile. What they compute goes where RUM_ENGINE says (`rumlib.lab.engine`).
-
-As long as something is left, a piece ends with exit status 75 (EX_TEMPFAIL: try again; make has its own, 2), and the
-same command goes on. A notebook that has not run to its end is <name>.unfinished.ipynb; one that was finished before
-stays. Those tagged `live` train models outside of cells, for the reader to watch: neither a piece nor published results
-have room for that, and leave them out.
+The sources are never written to. Finished results are kept, so that running again resumes; the notebooks of a grid
+share those of their profile. As long as something is left, a piece ends with exit status 75 (EX_TEMPFAIL; make has its
+own, 2). A notebook that has not run to its end is <name>.unfinished.ipynb. Notebooks tagged `live` train models outside
+of cells, for the reader to watch; a piece and published results leave them out.
 """
 
 from __future__ import annotations
