@@ -50,7 +50,8 @@ from rumlib.lab.memo import digest_of
 from rumlib.lab.plan import Plan, measured, operations
 from rumlib.lab.profiles import CIFAR10, LAPTOP, SMOKE
 from rumlib.lab.sketch import ask
-from rumlib.lab.study import ForgetSet, Study, find_home, vary
+from rumlib.lab import ForgetSet, Study, vary
+from rumlib.lab.settings import home as find_home
 from rumlib.metrics import class_accuracies, flops
 from rumlib.models import Factory, build, resnet18, small_resnet
 from rumlib.proxies import Trace

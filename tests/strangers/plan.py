@@ -5,7 +5,7 @@ from dataclasses import replace
 import rumlib as rum
 from rumlib.lab.plan import Plan, main
 
-LAPTOP = rum.profile("laptop")
+LAPTOP = rum.lab.profile("laptop")
 
 CASES = [
     ("no devices", lambda t: main("smoke", "devices=0"), ValueError, r"devices must be a positive whole.*got '0'"),
