@@ -44,13 +44,13 @@ from rumlib.data import Examples
 from rumlib.datasets import load
 from rumlib.device import finished, pick
 from rumlib.ensemble import fit_many
-from rumlib.lab import engine
+from rumlib.lab import ForgetSet, Study, engine, vary
 from rumlib.lab.check import survey
 from rumlib.lab.memo import digest_of
 from rumlib.lab.plan import Plan, measured, operations
 from rumlib.lab.profiles import CIFAR10, LAPTOP, SMOKE
+from rumlib.lab.settings import home as find_home
 from rumlib.lab.sketch import ask
-from rumlib.lab.study import ForgetSet, Study, find_home, vary
 from rumlib.metrics import class_accuracies, flops
 from rumlib.models import Factory, build, resnet18, small_resnet
 from rumlib.proxies import Trace
