@@ -214,7 +214,7 @@ def test_renaming_a_class_changes_no_number(planted):
     assert same(one, two)
 
 
-@pytest.mark.parametrize("integer", [int, np.int64, np.uint8, torch.tensor], ids=str)
+@pytest.mark.parametrize("integer", [int, np.int64, np.uint8, torch.tensor], ids=["int", "int64", "uint8", "tensor"])
 @pytest.mark.parametrize("name", ["Finetune", "Retrain", "RUM", "TopK"])
 def test_seeds_of_all_integer_types_are_one(name, integer, planted):
     results = [PLAIN[name](planted.model, planted.forget, planted.retain, seed=seed) for seed in (7, integer(7))]
