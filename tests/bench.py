@@ -45,6 +45,7 @@ from rumlib.datasets import load
 from rumlib.device import finished, pick
 from rumlib.ensemble import fit_many
 from rumlib.lab import ForgetSet, Study, engine, vary
+from rumlib.lab import computations as made
 from rumlib.lab.check import survey
 from rumlib.lab.memo import digest_of
 from rumlib.lab.plan import Plan, measured, operations
@@ -565,7 +566,7 @@ def read_back(device) -> Found:
     with tempfile.TemporaryDirectory() as home:
         study = Study(LAPTOP, quiet=True, home=home)
         study.originals([0])
-        [taken] = seconds(lambda: study.original(0))
+        [taken] = seconds(lambda: made.original(study, 0))
     yield "", taken, 0.005, "s"
 
 
@@ -576,11 +577,11 @@ def status(device) -> Found:
         study = Study(LAPTOP, quiet=True, home=home)
         chosen = ForgetSet("first", study.train.index[:LAPTOP.set_size])
         for seed in range(10_000):                           # as they are on disk, but not forced to it one by one
-            who = Study.run.identity(study, chosen, with_salun, seed, True)
+            who = made.run.identity(study, chosen, with_salun, seed, True)
             path = study.store.path("run", digest_of(who))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({"identity": who, "values": dict.fromkeys("abcdefghijkl", 0.1), "seconds": 1.0}))
-        [taken] = seconds(lambda: survey(study))
+        [taken] = seconds(lambda: survey(study.store.folder.parent))
     yield "", taken, 3.0, "s"
 
 

@@ -21,6 +21,7 @@ from rumlib.algorithms.base import Algorithm
 from rumlib.device import pick, tf32
 from rumlib.ensemble import fit_many, in_turns, uses_rng
 from rumlib.graphs import WARM_UP, Recorded, recordable, streams
+from rumlib.lab import computations, protocol
 from rumlib.models import build
 from rumlib.proxies import TRACED
 from rumlib.train import Descent, cross_entropy, epochs
@@ -275,10 +276,10 @@ def test_streams_are_as_many_as_asked_for():
 
 
 def test_labels_stay_where_examples_are_chosen(planted):
-    """Of the device of the images nothing is known where a mask is made; "meta" is one without a memory."""
-    data = rum.Examples((planted.train.x * 255).to(torch.uint8), planted.train.y).to("meta")
+    """Wherever the images are, labels and index stay on the CPU."""
+    data = rum.Examples((planted.train.x * 255).to(torch.uint8), planted.train.y)
     for part in (*data.split(planted.wrong), *data.split_classes(1)):
-        assert (part.x.device.type, part.y.device, part.index.device) == ("meta", CPU, CPU)
+        assert (part.y.device, part.index.device) == (CPU, CPU)
     assert rum.Examples(planted.train.x, planted.train.y.to(torch.int32)).y.dtype == torch.int64
 
 
@@ -317,14 +318,15 @@ def test_the_toy_study_scores_unlearns_and_refines(toy):
     assert toy.train.x.dtype == torch.uint8
     refined = rum.RUM(rum.Refine(toy.score), (rum.Keep(), *[rum.Finetune(epochs=1, batch_size=16, amp=True)] * 2))
     rows = toy.unlearn(rum.lab.Cell(levels["mix"], algorithm, 0, {"algorithm": name}) for name, algorithm in
-                       {**{name: alg for name, (alg, _) in toy.candidates(1).items()}, "RUM": refined}.items())
+                       {**{name: alg for name, (alg, _) in protocol.candidates(toy.profile, 1).items()},
+                        "RUM": refined}.items())
     assert len(rows) == 8 + 1 and not rows["diverged"].any()
     assert rows["tow"].between(0, 1).all()
     assert {name: toy.provenance()[name] for name in ("device", "profile")} == {"device": "cpu", "profile": "toy"}
 
 
 def test_what_another_model_scored_depends_on_that_model(toy):
-    of, chunk = rum.lab.Study.bank.identity, range(4)
+    of, chunk = computations.bank.identity, range(4)
     how, p = toy.profile.scored_by, toy.profile
     assert (how.make_model, how.recipe) == (p.score_model, p.score_recipe)
     other = replace(p, score_recipe=replace(p.score_recipe, lr=0.02)).scored_by

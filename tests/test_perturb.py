@@ -554,7 +554,7 @@ def test_acceleration_by_hand():
     found = rum.metrics.analytic_acceleration(100, 900, retraining=20, repair=3, scored=False, reached=0.5)
     assert found == pytest.approx(8)
     assert rum.metrics.analytic_acceleration(100, 900, retraining=20, repair=0, scored=False) == math.inf
-    with pytest.raises(ValueError, match="reached in"):
+    with pytest.raises(ValueError, match="reached must be"):
         rum.metrics.analytic_acceleration(100, 900, retraining=20, repair=3, reached=50)
 
 

@@ -72,7 +72,7 @@ def survey(folder: Path, *, deep: bool = False) -> list[dict]:
 
 def _told(own: Mapping, study: Mapping, present: Mapping) -> dict:
     """State, reason and seconds of a result that is there, by what the notebook tells that asked for it."""
-    why = _changed(own["codes"], present) + differences(own["study"], study, "study")
+    why = _changed(own["codes"], present) + (differences(own["study"], study, "study") if study else [])
     return {"state": "stale" if why else "done", "why": ", ".join(why), "seconds": own["seconds"]}
 
 

@@ -183,8 +183,9 @@ class Sketch:
                 self.add(f"{self.notebook} runs", "requests", replace(gone[-1], name=str(renew)), algorithm, seed,
                          counted=algorithm)
 
-    def tune(self, spaces: Mapping) -> tuple[dict, None]:
-        for forget, algorithm, space in spaces.values():
+    def tune(self, spaces: Mapping, *, on_file: bool = False) -> tuple[dict, None]:
+        asked = {} if on_file and is_on_file(self.profile, spaces) else spaces
+        for forget, algorithm, space in asked.values():
             for setting in next(search(space)):
                 varied = algorithm
                 for name, value in setting.items():
@@ -193,13 +194,9 @@ class Sketch:
                              counted=algorithm)
         return {name: algorithm for name, (_, algorithm, _) in spaces.items()}, None
 
-    def tune_all(self) -> tuple[dict, None]:
-        spaces = protocol.memorization_levels(self).spaces
-        return self.tune({} if on_file(self.profile, spaces) else spaces)[0] or {
-            name: algorithm for name, (_, algorithm, _) in spaces.items()}, None
 
 
-def on_file(p: Profile, spaces: Mapping) -> bool:
+def is_on_file(p: Profile, spaces: Mapping) -> bool:
     """Whether tuned values for these spaces and seeds come with the package. (That they are for these very forget sets
     is known only when the scores are.)"""
     try:
@@ -230,5 +227,5 @@ def ask(study: Sketch | Study, notebook: str) -> None:
         study.stream(*protocol.deletions(study), p.seeds)
     for table in protocol.TABLES.get(notebook, ()):
         found = table(study)
-        chosen, _ = study.tune_all() if table is protocol.memorization_levels else study.tune(found.spaces)
+        chosen, _ = study.tune(found.spaces, on_file=table is protocol.memorization_levels)
         (study.watch if table is protocol.watched else study.unlearn)(found.cells(chosen))

@@ -4,7 +4,7 @@
     study.tune({name: (forget_set, algorithm, {"lr": (0.01, 0.1), "alpha": (0.9, 0.99)})})     # a grid
     rates = optuna.distributions.FloatDistribution(0.001, 1, log=True)
     study.tune({name: (forget_set, algorithm, {"lr": rates})}, trials=20)                      # searched by Optuna
-    chosen, record = study.tune_all()                        # all algorithms of the profile, levels and budgets
+    chosen, record = study.tune(spaces, on_file=True)        # read, if the package has them on file
     publish(study.profile, record)                           # rumlib/lab/tuned/<profile>.json, which the package ships
     tuned("laptop")["low", "Fine-tune", 3]["values"]         # {"lr": 0.05}
 
