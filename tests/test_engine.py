@@ -22,6 +22,8 @@ from rumlib.lab import engine
 
 ROOT = Path(rum.__file__).parents[1]
 
+pytestmark = pytest.mark.slow                              # clusters and killed workers: minutes on two busy cores
+
 
 def study_rows(home, name, monkeypatch):
     """A small study on two processes; one of them is killed in mid-run, unless it is this one."""
