@@ -62,17 +62,23 @@ def contrast(rows: pd.DataFrame | list[dict], better: Mapping, worse: Mapping, o
     >>> contrast(rows, better={"algorithm": "A"}, worse={"algorithm": "B"}, of="tow")["verdict"]
     'holds'
     """
-    frame = _table(rows, [*better, *worse, "seed", of])
-    chosen = [frame[(frame[list(which)] == pd.Series(which)).all(axis=1)] for which in (better, worse)]
+    found = interval(paired(rows, better, worse, of))
+    found["verdict"] = "holds" if found["low"] > 0 else "opposite" if found["high"] < 0 else "open"
+    return found
+
+
+def paired(rows: pd.DataFrame | list[dict], first: Mapping, second: Mapping, of: str) -> pd.Series:
+    """Column `of` of the first selection of rows minus that of the second (column -> value), seed by seed. Several rows
+    of one seed are averaged first. Raises what `contrast` raises."""
+    frame = _table(rows, [*first, *second, "seed", of])
+    chosen = [frame[(frame[list(which)] == pd.Series(which)).all(axis=1)] for which in (first, second)]
     for part in chosen:
         _measured(part[of], of)
     a, b = (part.groupby("seed")[of].mean() for part in chosen)
     if a.empty or set(a.index) != set(b.index):
-        raise ValueError(f"{dict(better)} has seeds {list(a.index)} and {dict(worse)} has {list(b.index)}; "
+        raise ValueError(f"{dict(first)} has seeds {list(a.index)} and {dict(second)} has {list(b.index)}; "
                          f"a paired difference needs the same ones")
-    found = interval(a - b.loc[a.index])
-    found["verdict"] = "holds" if found["low"] > 0 else "opposite" if found["high"] < 0 else "open"
-    return found
+    return a - b.loc[a.index]
 
 
 def equivalence(differences: Iterable[float], margin: float = 0.02, level: float = 0.95) -> dict:

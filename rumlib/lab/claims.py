@@ -1,0 +1,124 @@
+"""What the papers claim: each claim once, in words, and what is compared for it.
+
+    found = [compare(rows, "C2", name, low(name), high(name)) for name in names]      # one row for each comparison
+    counted(found)                                           # one line for each claim: in how many it holds
+    save(study, found, "factors")                            # figures/<profile>/claims_factors.csv
+    gathered(study, ("factors", "rum"))                      # those of several notebooks
+
+A comparison is a difference of two selections of rows, paired over their seeds (`rumlib.stats.contrast`). Notebooks, the
+README and the last notebook quote what stands in these files, and compute no verdict of their own.
+
+Source of the claims C1 to C6, C8 and C9: arXiv 2406.01257, sections 4 to 6 and appendix A; of C7: arXiv 2410.16516.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from rumlib.lab.study import Study
+from rumlib.stats import contrast, equivalence, paired
+
+MARGIN = 0.02                                                # of ToW: differences below it are nothing that matters
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim in words, where it stands, and its kind.
+
+    kind  "larger": the first selection has the larger values; "equal": both have the same within `MARGIN`;
+          "no worse": the first is not below the second by more than `MARGIN`
+    """
+
+    text: str
+    source: str
+    kind: str = "larger"
+
+
+CLAIMS = {
+    "C1": Claim("ToW falls as entanglement rises", "section 4.1, Fig 1a"),
+    "C1 matched": Claim("ToW falls as entanglement rises, at equal memorization", "not in the paper: its control"),
+    "C1 planted": Claim("ToW falls where entanglement is planted, at equal memorization", "not in the paper: a positive "
+                        "control"),
+    "C1 relabel": Claim("relabelling suffers most from entanglement", "section 4.1"),
+    "C2": Claim("ToW falls as memorization rises", "section 4.2, Fig 1b"),
+    "C3": Claim("relabelling has the inverse trend: better at high memorization than at low", "section 4.2"),
+    "C3b": Claim("another algorithm is best at each level", "section 4.2"),
+    "C4": Claim("refined, one part after the other, is better than at once (RUM^F > vanilla)", "section 6, Fig 3"),
+    "C4 shuffle": Claim("refined parts are better than random ones (RUM^F > shuffle)", "section 6, Fig 3"),
+    "C4b": Claim("random parts are worse than at once (shuffle < vanilla)", "section 6"),
+    "C5": Claim("nothing > fine-tune > SalUn is the best of all by ToW", "section 6, Table 16"),
+    "C5 MIA": Claim("nothing > fine-tune > SalUn is the best of all by the gap of the attack", "section 6, Table 16"),
+    "C5 SalUn": Claim("nothing > SalUn > SalUn is better than SalUn on all three parts", "section 6, Table 16"),
+    "C5b": Claim("low to high and high to low have the same ToW", "section 6, Fig 5 and 13", "equal"),
+    "C6": Claim("refined by this score it is as good as by memorization", "section 6, A.6", "no worse"),
+    "C7": Claim("SalUn is better than NegGrad+ by ToW", "arXiv 2410.16516"),
+    "C7 MIA": Claim("NegGrad+ is better than SalUn by ToW-MIA", "arXiv 2410.16516"),
+    "C7 gain": Claim("refinement improves ToW-MIA, of NegGrad+ alone", "arXiv 2410.16516"),
+    "C8": Claim("predictions differ more at high memorization than at low", "A.7, Table 5"),
+    "C9": Claim("later steps repair what SalUn overforgets on the low part", "section 6, Fig 5"),
+}
+
+
+def compare(rows: pd.DataFrame, claim: str, what: str, first: Mapping, second: Mapping, of: str = "tow",
+            sign: int = 1) -> dict:
+    """The comparison `first` minus `second` (column -> value: which rows are meant) for a claim of `CLAIMS`.
+
+    of    the column that is compared;  sign: -1 where smaller values are the better ones
+
+    Returns the claim, what is compared, mean, low and high (Student t, 95 %), n and p, the mean looks and examples of
+    both sides where the rows have them, and the verdict: "holds"; "opposite"; "equivalent" where a difference is claimed
+    and is within `MARGIN` (two one-sided tests); else "inconclusive".
+    """
+    differences = sign * paired(rows, first, second, of)
+    row = {"claim": claim, "what": what, "of": of, **verdict(CLAIMS[claim].kind, differences)}
+    for column in ("looks", "examples"):
+        if column in rows:
+            for side, which in (("first", first), ("second", second)):
+                row[f"{column}_{side}"] = rows[(rows[list(which)] == pd.Series(which)).all(axis=1)][column].mean()
+    return row
+
+
+def verdict(kind: str, differences: Iterable[float]) -> dict:
+    """mean, low, high, n, p and the verdict on differences that are claimed to be "larger" than 0, "equal" to 0 or "no
+    worse" than 0. p is that of the two one-sided tests against `MARGIN`."""
+    found = equivalence(differences, MARGIN)
+    above, below, equal = found["low"] > 0, found["high"] < 0, found["verdict"] == "equivalent"
+    if kind == "larger":
+        said = "holds" if above else "opposite" if below else "equivalent" if equal else "inconclusive"
+    elif kind == "equal":
+        said = "holds" if equal else "opposite" if above or below else "inconclusive"
+    else:
+        said = "holds" if found["low"] > -MARGIN else "opposite" if below else "inconclusive"
+    return found | {"verdict": said}
+
+
+def counted(found: Iterable[Mapping] | pd.DataFrame) -> pd.DataFrame:
+    """One line for each claim: in how many comparisons it holds, is opposite, equivalent or inconclusive, and whether
+    it holds in most of them."""
+    found = pd.DataFrame(found)
+    table = found.groupby("claim", sort=False)["verdict"].value_counts().unstack(fill_value=0)
+    table = table.reindex(columns=["holds", "opposite", "equivalent", "inconclusive"], fill_value=0)
+    of = table.sum(axis=1)
+    table["in most"] = (table["holds"] > of / 2).map({True: "holds", False: "does not hold"})
+    table.insert(0, "text", [CLAIMS[claim].text for claim in table.index])
+    return table
+
+
+def save(study: Study, found: Iterable[Mapping], name: str) -> pd.DataFrame:
+    """Write the comparisons of a notebook to figures/<profile>/claims_<name>.csv, and return them as a table."""
+    table = pd.DataFrame(found)
+    table.to_csv(study.figures / f"claims_{name}.csv", index=False, float_format="%.6g")
+    return table
+
+
+def gathered(study: Study, notebooks: Mapping[str, str]) -> pd.DataFrame:
+    """The comparisons of notebooks, number -> name. Raises FileNotFoundError where one of the profile has not run."""
+    files = {number: study.figures / f"claims_{name}.csv" for number, name in notebooks.items()
+             if study.profile.includes(number)}
+    missing = [f"{number} ({file.name})" for number, file in files.items() if not file.exists()]
+    if missing:
+        raise FileNotFoundError(f"run these notebooks at profile {study.profile.name!r} first: {', '.join(missing)}")
+    return pd.concat([pd.read_csv(file).assign(notebook=number) for number, file in files.items()], ignore_index=True)
