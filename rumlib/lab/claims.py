@@ -5,8 +5,8 @@
     save(study, found, "factors")                            # figures/<profile>/claims_factors.csv
     gathered(study, ("factors", "rum"))                      # those of several notebooks
 
-A comparison is a difference of two selections of rows, paired over their seeds (`rumlib.stats.contrast`). Notebooks, the
-README and the last notebook quote what stands in these files, and compute no verdict of their own.
+A comparison is a difference of two selections of rows, paired over their seeds (`rumlib.stats.paired`). Notebooks and
+README quote what stands in these files, and compute no verdict of their own.
 
 Source of the claims C1 to C6, C8 and C9: arXiv 2406.01257, sections 4 to 6 and appendix A; of C7: arXiv 2410.16516.
 """
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from rumlib.lab.study import Study
-from rumlib.stats import contrast, equivalence, paired
+from rumlib.stats import equivalence, paired
 
 MARGIN = 0.02                                                # of ToW: differences below it are nothing that matters
 
@@ -40,8 +40,7 @@ class Claim:
 CLAIMS = {
     "C1": Claim("ToW falls as entanglement rises", "section 4.1, Fig 1a"),
     "C1 matched": Claim("ToW falls as entanglement rises, at equal memorization", "not in the paper: its control"),
-    "C1 planted": Claim("ToW falls where entanglement is planted, at equal memorization", "not in the paper: a positive "
-                        "control"),
+    "C1 planted": Claim("ToW falls with planted entanglement, at equal memorization", "not in the paper: a control"),
     "C1 relabel": Claim("relabelling suffers most from entanglement", "section 4.1"),
     "C2": Claim("ToW falls as memorization rises", "section 4.2, Fig 1b"),
     "C3": Claim("relabelling has the inverse trend: better at high memorization than at low", "section 4.2"),
@@ -69,8 +68,8 @@ def compare(rows: pd.DataFrame, claim: str, what: str, first: Mapping, second: M
     of    the column that is compared;  sign: -1 where smaller values are the better ones
 
     Returns the claim, what is compared, mean, low and high (Student t, 95 %), n and p, the mean looks and examples of
-    both sides where the rows have them, and the verdict: "holds"; "opposite"; "equivalent" where a difference is claimed
-    and is within `MARGIN` (two one-sided tests); else "inconclusive".
+    both sides where the rows have them, and the verdict: "holds"; "opposite"; "equivalent" where a difference is
+    claimed and is within `MARGIN` (two one-sided tests); else "inconclusive".
     """
     differences = sign * paired(rows, first, second, of)
     row = {"claim": claim, "what": what, "of": of, **verdict(CLAIMS[claim].kind, differences)}
