@@ -47,6 +47,7 @@ CLAIMS = {
     "C3b": Claim("another algorithm is best at each level", "section 4.2"),
     "C4": Claim("refined, one part after the other, is better than at once (RUM^F > vanilla)", "section 6, Fig 3"),
     "C4 shuffle": Claim("refined parts are better than random ones (RUM^F > shuffle)", "section 6, Fig 3"),
+    "C4 cost": Claim("refined, it is better than at once with as many examples", "not in the paper: equal cost"),
     "C4b": Claim("random parts are worse than at once (shuffle < vanilla)", "section 6"),
     "C5": Claim("nothing > fine-tune > SalUn is the best of all by ToW", "section 6, Table 16"),
     "C5 MIA": Claim("nothing > fine-tune > SalUn is the best of all by the gap of the attack", "section 6, Table 16"),
@@ -57,7 +58,8 @@ CLAIMS = {
     "C7 MIA": Claim("NegGrad+ is better than SalUn by ToW-MIA", "arXiv 2410.16516"),
     "C7 gain": Claim("refinement improves ToW-MIA, of NegGrad+ alone", "arXiv 2410.16516"),
     "C8": Claim("predictions differ more at high memorization than at low", "A.7, Table 5"),
-    "C9": Claim("later steps repair what SalUn overforgets on the low part", "section 6, Fig 5"),
+    "C9": Claim("SalUn, in its step, forgets more of the low part than retraining does", "section 6, Fig 5"),
+    "C9 repair": Claim("later steps repair what SalUn overforgets on the low part", "section 6, Fig 5"),
 }
 
 
@@ -71,13 +73,17 @@ def compare(rows: pd.DataFrame, claim: str, what: str, first: Mapping, second: M
     both sides where the rows have them, and the verdict: "holds"; "opposite"; "equivalent" where a difference is
     claimed and is within `MARGIN` (two one-sided tests); else "inconclusive".
     """
-    differences = sign * paired(rows, first, second, of)
-    row = {"claim": claim, "what": what, "of": of, **verdict(CLAIMS[claim].kind, differences)}
+    row = {**stated(claim, what, sign * paired(rows, first, second, of)), "of": of}
     for column in ("looks", "examples"):
         if column in rows:
             for side, which in (("first", first), ("second", second)):
                 row[f"{column}_{side}"] = rows[(rows[list(which)] == pd.Series(which)).all(axis=1)][column].mean()
     return row
+
+
+def stated(claim: str, what: str, differences: Iterable[float]) -> dict:
+    """What paired differences say of a claim."""
+    return {"claim": claim, "what": what, **verdict(CLAIMS[claim].kind, differences)}
 
 
 def verdict(kind: str, differences: Iterable[float]) -> dict:

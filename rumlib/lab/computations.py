@@ -277,7 +277,7 @@ def stage(study: Memoized, parts: tuple[ForgetSet, ...], steps: tuple[Callable, 
 
 @memoize("step")
 def step(study: Memoized, parts: tuple[ForgetSet, ...], steps: tuple[Callable, ...], waiting: str, seed: int) -> dict:
-    """The last one of these first steps of a RUM, beside the model retrained without the parts that are gone by then."""
+    """The last one of the first steps of a RUM, beside the model retrained without the parts that are gone by then."""
     gone = union(parts[:len(steps)])
     sets, expected = (*split(study, gone), study.test), reference(study, gone, seed)
     try:
