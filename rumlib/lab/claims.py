@@ -53,6 +53,11 @@ CLAIMS = {
     "C5 MIA": Claim("nothing > fine-tune > SalUn is the best of all by the gap of the attack", "section 6, Table 16"),
     "C5 SalUn": Claim("nothing > SalUn > SalUn is better than SalUn on all three parts", "section 6, Table 16"),
     "C5b": Claim("low to high and high to low have the same ToW", "section 6, Fig 5 and 13", "equal"),
+    "C4 draws": Claim("RUM^F > vanilla, over draws of the data", "section 6, Fig 3"),
+    "C4 shuffle draws": Claim("RUM^F > shuffle, over draws of the data", "section 6, Fig 3"),
+    "C4 cost draws": Claim("RUM^F is better than at once with as many examples, over draws of the data",
+                           "not in the paper: equal cost"),
+    "C5b draws": Claim("both orders have the same ToW, over draws of the data", "section 6, Fig 5 and 13", "equal"),
     "C6": Claim("refined by this score it is as good as by memorization", "section 6, A.6", "no worse"),
     "C7": Claim("SalUn is better than NegGrad+ by ToW", "arXiv 2410.16516"),
     "C7 MIA": Claim("NegGrad+ is better than SalUn by ToW-MIA", "arXiv 2410.16516"),
@@ -112,9 +117,9 @@ def counted(found: Iterable[Mapping] | pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def save(study: Study, found: Iterable[Mapping], name: str) -> pd.DataFrame:
+def save(study: Study, found: list[Mapping], name: str) -> pd.DataFrame:
     """Write the comparisons of a notebook to figures/<profile>/claims_<name>.csv, and return them as a table."""
-    table = pd.DataFrame(found)
+    table = pd.DataFrame(found, columns=None if found else ["claim", "what", "mean", "low", "high", "n", "verdict"])
     table.to_csv(study.figures / f"claims_{name}.csv", index=False, float_format="%.6g")
     return table
 
