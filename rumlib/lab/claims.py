@@ -8,7 +8,7 @@
 A comparison is a difference of two selections of rows, paired over their seeds (`rumlib.stats.paired`). Notebooks and
 README quote what stands in these files, and compute no verdict of their own.
 
-Source of the claims C1 to C6, C8 and C9: arXiv 2406.01257, sections 4 to 6 and appendix A; of C7: arXiv 2410.16516.
+Source of the claims C1 to C6, C8 and C9: arXiv 2406.01257, sections 4 to 6 and appendix A.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class Claim:
     source: str
     kind: str = "larger"
 
+
+SVD, TOPK = "arXiv 2312.00761 (class unlearning by SVD)", "arXiv 2401.04385 (Top-K perturbation)"
 
 CLAIMS = {
     "C1": Claim("ToW falls as entanglement rises", "section 4.1, Fig 1a"),
@@ -65,6 +67,13 @@ CLAIMS = {
     "C8": Claim("predictions differ more at high memorization than at low", "A.7, Table 5"),
     "C9": Claim("SalUn, in its step, forgets more of the low part than retraining does", "section 6, Fig 5"),
     "C9 repair": Claim("later steps repair what SalUn overforgets on the low part", "section 6, Fig 5"),
+    "judge": Claim("ours: a judge by memorization chooses better than others do", "no paper"),
+    "P ToW": Claim("the projection is nearer to retraining than a gradient method", SVD),
+    "P retained": Claim("the projection is more accurate on retained classes than a gradient method", SVD),
+    "P forgotten": Claim("the projection is less accurate on the forgotten class than a gradient method", SVD),
+    "P attack": Claim("the projection is better against the attack than a gradient method", SVD),
+    "T deepest": Claim("Top-K unlearns deeper than others", TOPK),
+    "T forgets": Claim("Top-K forgets more than Random-k", TOPK),
 }
 
 
