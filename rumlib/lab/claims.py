@@ -3,7 +3,8 @@
     found = [compare(rows, "C2", name, low(name), high(name)) for name in names]      # one row for each comparison
     counted(found)                                           # one line for each claim: in how many it holds
     save(study, found, "factors")                            # figures/<profile>/claims_factors.csv
-    gathered(study, ("factors", "rum"))                      # those of several notebooks
+    gathered(study, {"03": "factors", "04": "rum"})          # those of several notebooks
+    python -m rumlib.lab.claims laptop cifar10-cpu           # writes the table of the README
 
 A comparison is a difference of two selections of rows, paired over their seeds (`rumlib.stats.paired`). Notebooks and
 README quote what stands in these files, and compute no verdict of their own.
@@ -13,15 +14,22 @@ Source of the claims C1 to C6, C8 and C9: arXiv 2406.01257, sections 4 to 6 and 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
+from rumlib.lab import settings
 from rumlib.lab.study import Study
 from rumlib.stats import equivalence, paired
 
 MARGIN = 0.02                                                # of ToW: differences below it are nothing that matters
+
+
+MARKS = "<!-- claims -->", "<!-- end of claims -->"         # in README.md, around the table of `written`
+VERDICTS = ("holds", "opposite", "equivalent", "inconclusive")
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,7 @@ def counted(found: Iterable[Mapping] | pd.DataFrame) -> pd.DataFrame:
     it holds in most of them."""
     found = pd.DataFrame(found)
     table = found.groupby("claim", sort=False)["verdict"].value_counts().unstack(fill_value=0)
-    table = table.reindex(columns=["holds", "opposite", "equivalent", "inconclusive"], fill_value=0)
+    table = table.reindex(columns=VERDICTS, fill_value=0)
     of = table.sum(axis=1)
     table["in most"] = (table["holds"] > of / 2).map({True: "holds", False: "does not hold"})
     table.insert(0, "text", [CLAIMS[claim].text for claim in table.index])
@@ -133,6 +141,23 @@ def save(study: Study, found: list[Mapping], name: str) -> pd.DataFrame:
     return table
 
 
+def written(home: Path, profiles: Iterable[str]) -> str:
+    """The claims of the RUM paper as a Markdown table, a column for each profile, from figures/<profile>/claims.csv."""
+    tables = {name: pd.read_csv(home / "figures" / name / "claims.csv", index_col="claim") for name in profiles}
+    lines = ["| claim | " + " | ".join(f"`{name}`" for name in tables) + " |", "|---" * (len(tables) + 1) + "|"]
+    for claim in CLAIMS:
+        if claim.startswith("C") and any(claim in table.index for table in tables.values()):
+            cells = [_cell(table.loc[claim]) if claim in table.index else "" for table in tables.values()]
+            lines.append(f"| **{claim}**: {CLAIMS[claim].text} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(counts: pd.Series) -> str:
+    others = ", ".join(f"{kind} {counts[kind]}" for kind in VERDICTS[1:] if counts[kind])
+    return f"{'**holds**' if counts['in most'] == 'holds' else 'does not hold'}: {counts['holds']} of " \
+           f"{counts[list(VERDICTS)].sum()}" + (f" ({others})" if others else "")
+
+
 def gathered(study: Study, notebooks: Mapping[str, str]) -> pd.DataFrame:
     """The comparisons of notebooks, number -> name. Raises FileNotFoundError where one of the profile has not run."""
     files = {number: study.figures / f"claims_{name}.csv" for number, name in notebooks.items()
@@ -141,3 +166,15 @@ def gathered(study: Study, notebooks: Mapping[str, str]) -> pd.DataFrame:
     if missing:
         raise FileNotFoundError(f"run these notebooks at profile {study.profile.name!r} first: {', '.join(missing)}")
     return pd.concat([pd.read_csv(file).assign(notebook=number) for number, file in files.items()], ignore_index=True)
+
+
+def main(*profiles: str) -> None:
+    """Write the table between its marks in README.md."""
+    home = settings.home()
+    head, rest = (home / "README.md").read_text().split(MARKS[0])
+    (home / "README.md").write_text(head + MARKS[0] + "\n" + written(home, profiles) + MARKS[1]
+                                    + rest.split(MARKS[1])[1])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
