@@ -286,8 +286,8 @@ CIFAR10_CPU = Profile(
 )
 
 # The paper's scale. Sources: its text (arXiv 2406.01257, A.2) and its published code. bf16 instead of fp32 is ours. Of
-# CIFAR-10 all 50,000 images are trained on: the 5,000 that the paper holds out have no use here, where settings are chosen
-# on a seed of their own. The score is from the same images.
+# CIFAR-10 all 50,000 images are trained on: the 5,000 that the paper holds out have no use here, where settings are
+# chosen on a seed of their own. The score is from the same images.
 
 CIFAR10 = Profile(
     name="cifar10",
