@@ -29,7 +29,10 @@ def test_the_results_of_a_plan_are_those_of_the_study(tmp_path, monkeypatch):
     for name in plan.notebooks:
         ask(study, name[:2])
     left = {kind: len(list(study.store.folder.glob(f"{kind}/*.json"))) for kind in plan.results["kind"].unique()}
-    assert plan.results["kind"].value_counts().to_dict() == left and left["bank"] == 2
+    planned = plan.results["kind"].value_counts().to_dict()
+    oracles = planned.pop("oracle")                          # parts by two scores may be the same examples
+    assert planned == {kind: n for kind, n in left.items() if kind != "oracle"} and left["bank"] == 2
+    assert left["oracle"] <= oracles <= 1.1 * left["oracle"]
     disk = sum(path.stat().st_size for path in study.store.folder.glob("*/*"))
     assert plan.results["GB"].sum() * 1e9 == pytest.approx(disk, rel=0.35)
     for kind in "original", "oracle", "run":
