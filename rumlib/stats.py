@@ -54,10 +54,8 @@ def readable(rows: pd.DataFrame | list[dict], by: list[str] | str, of: Iterable[
     alone where n = 1. Raises what `summarise` raises.
 
     >>> rows = [dict(algorithm="SalUn", seed=seed, tow=tow) for seed, tow in enumerate((0.90, 0.92, 0.94))]
-    >>> readable(rows, by="algorithm", of=["tow"])
-                        tow
-    algorithm              
-    SalUn      0.920 ± 0.050
+    >>> readable(rows, by="algorithm", of=["tow"]).loc["SalUn", "tow"]
+    '0.920 ± 0.050'
     """
     table = {}
     for column in of:

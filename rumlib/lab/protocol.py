@@ -37,6 +37,8 @@ DOWN = (2, 1, 0)                                             # from the most mem
 PAPER = ("Fine-tune", "L1-sparse", "NegGrad+", "SalUn")      # what the paper refines (section 6)
 MIXES = (("Fine-tune", "SalUn"), ("SalUn", "SalUn"), ("NegGrad+", "SalUn"), ("Random label", "Random label"))
 #        of the medium and the high part, where nothing is done to the low one; the first two are the paper's
+ORACLE_MIXES = (("Random label", "Random label"), ("SalUn", "Random label"), ("Random label", "SalUn"),
+                ("NegGrad+", "SalUn"))                       # what a chooser without the oracle is compared with
 
 
 @dataclass(frozen=True)
@@ -164,10 +166,11 @@ def spaced(rates: tuple[float, ...], count: int) -> tuple[float, ...]:
     >>> spaced((0.001, 0.1), 3)
     (0.001, 0.01, 0.1)
     """
+    if len(rates) == 1:
+        return rates
     places = torch.linspace(0, len(rates) - 1, count, dtype=torch.float64).tolist() if count > 1 else [len(rates) - 1]
-    at = [(min(int(place), len(rates) - 2), place) for place in places] if rates[1:] else [(0, 0)] * count
-    return tuple(float(f"{rates[k] * (rates[k + 1] / rates[k]) ** (place - k):.3g}") if rates[1:] else rates[0]
-                 for k, place in at)
+    pairs = [(min(int(place), len(rates) - 2), place) for place in places]
+    return tuple(float(f"{rates[k] * (rates[k + 1] / rates[k]) ** (place - k):.3g}") for k, place in pairs)
 
 
 def at_once(study: Study, name: str, forget: ForgetSet, epochs: int | None = None) -> tuple:
@@ -209,6 +212,14 @@ def rum_variants(study: Study) -> Table:
                    (name, "RUM^F high to low"): in_parts(study, (name,) * 3, mix, order=DOWN)}
     return Table(spaces, ("algorithm", "variant"), p.seeds, redrawn=reshuffled,
                  fixed={("Nothing", "once"): (mix, Keep())})
+
+
+def watched(study: Study) -> Table:
+    """RUM^F by SalUn and by NegGrad+ in both orders, to be watched step by step: for `Study.watch`."""
+    table = rum_variants(study)
+    spaces = {name: space for name, space in table.spaces.items()
+              if name[0] in ("SalUn", "NegGrad+") and name[1].startswith("RUM^F")}
+    return replace(table, spaces=spaces, fixed={})
 
 
 def mixed_rums(study: Study) -> Table:
@@ -340,7 +351,7 @@ def with_oracle(study: Study, sets: Mapping[str, ForgetSet]) -> Table:
     p, refine = study.profile, Refine(study.score, parts=3)
     spaces = {(name, pair, order): (forget, RUM(refine, (Keep(), *(step(p, way) for way in pair)), order=order),
                                     p.rum_rates[-3:])
-              for name, forget in sets.items() for pair in (*MIXES[3:], MIXES[1]) for order in ((0, 1, 2), DOWN)}
+              for name, forget in sets.items() for pair in ORACLE_MIXES for order in ((0, 1, 2), DOWN)}
     return Table(spaces, ("set", "pair", "order"), ())
 
 

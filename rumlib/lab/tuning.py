@@ -167,11 +167,11 @@ def _tuning(name: object, forget, algorithm: Callable, space, trials: int | None
     """Yields lists of (forget set, algorithm, steps) to evaluate and is sent their (ToW, diverged); returns the tuned
     algorithm and what was tried."""
     record = []
-    for steps, part, values in _stages(algorithm, space):
+    for steps, part, values in stages(algorithm, space):
         searching, tried = search(values, trials), []
         settings = next(searching)
         while settings:
-            found = yield [(forget, _with(algorithm, part, setting), steps) for setting in settings]
+            found = yield [(forget, with_setting(algorithm, part, setting), steps) for setting in settings]
             tried += [{"name": name, "part": None if part is None else _names(algorithm)[part], "setting": setting,
                        "rate": setting.get("lr"), "forget": forget.digest, "tow": float(tow), "diverged": int(diverged),
                        "chosen": False} for setting, (tow, diverged) in zip(settings, found, strict=True)]
@@ -185,12 +185,12 @@ def _tuning(name: object, forget, algorithm: Callable, space, trials: int | None
                                      f"smaller ones")
         best = max(finite, key=lambda row: row["tow"])       # the first of equal ones
         best["chosen"] = True
-        algorithm = _with(algorithm, part, best["setting"])
+        algorithm = with_setting(algorithm, part, best["setting"])
         record += tried
     return algorithm, record
 
 
-def _stages(algorithm: Callable, space) -> list[tuple[int | None, int | None, object]]:
+def stages(algorithm: Callable, space) -> list[tuple[int | None, int | None, object]]:
     """(steps done, number of the part, space) for each choice that is made, one after the other."""
     if not isinstance(space, ByStep):
         return [(None, None, space)]
@@ -203,7 +203,8 @@ def _stages(algorithm: Callable, space) -> list[tuple[int | None, int | None, ob
     return found
 
 
-def _with(algorithm: Callable, part: int | None, setting: Setting) -> Callable:
+def with_setting(algorithm: Callable, part: int | None, setting: Setting) -> Callable:
+    """The algorithm with the values of a setting; of a RUM, for the step of that part alone."""
     if part is None:
         return apply_setting(algorithm, setting)
     steps = [apply_setting(step, setting) if k == part else step for k, step in enumerate(algorithm.steps)]
