@@ -245,5 +245,5 @@ def ask(study: Sketch | Study, notebook: str) -> None:
         study.stream(*protocol.deletions(study), p.seeds)
     for table in protocol.TABLES.get(notebook, ()):
         found = table(study)
-        chosen, _ = study.tune(found.spaces, on_file=table is protocol.memorization_levels)
+        chosen, _ = study.tune(found.spaces, on_file=table in protocol.TABLES["03"])
         (study.watch if table is protocol.watched else study.unlearn)(found.cells(chosen))

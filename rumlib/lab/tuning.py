@@ -220,6 +220,25 @@ def _of(record: pd.DataFrame, name: tuple) -> pd.DataFrame:
     return record[[other == name for other in record["name"]]]
 
 
+def below_nothing(record: pd.DataFrame) -> pd.DataFrame:
+    """What a search has not found: chosen settings that are worse than doing nothing, on the tuning seeds.
+
+    record  as from `choose`; for every forget set it must hold an algorithm that does nothing, tried with the empty
+            space {}. Of a RUM that was tuned by step, the last choice counts
+
+    Returns one line for each such name: ToW of the chosen setting, of doing nothing, and the difference. Raises
+    ValueError where a forget set has no line of doing nothing.
+    """
+    still = record[[not setting for setting in record["setting"]]].set_index("forget")["tow"]
+    best = record[record["chosen"]].drop_duplicates("name", keep="last")
+    if missing := set(best["forget"]) - set(still.index):
+        raise ValueError(f"doing nothing was not tried on {len(missing)} of {best['forget'].nunique()} forget sets; "
+                         f"add (forget set, Keep(), {{}}) to what is tuned")
+    found = best[["name", "setting", "tow"]].assign(nothing=best["forget"].map(still.groupby(level=0).first()))
+    found["difference"] = found["tow"] - found["nothing"]
+    return found[found["difference"] < 0].reset_index(drop=True)
+
+
 # -- On file ----------------------------------------------------------------------------------------------------------
 
 
