@@ -84,14 +84,16 @@ def test_a_rum_costs_what_its_steps_do_on_what_is_left():
     assert [found for _, found in work(left_out, 200, 1000)] == [1000, 0]
 
 
-@pytest.mark.parametrize("algorithm", [rum.Finetune(epochs=1), rum.NegGradPlus(epochs=3), rum.InfluenceUnlearning()],
+@pytest.mark.parametrize("forget, retain", [(512, 16 * 1024), (8 * 1024, 8 * 1024)])
+@pytest.mark.parametrize("algorithm", [rum.Finetune(epochs=1), rum.NegGrad(epochs=2), rum.NegGradPlus(epochs=3),
+                                       rum.Scrub(epochs=2), rum.InfluenceUnlearning()],
                          ids=lambda algorithm: type(algorithm).__name__)
-def test_a_large_set_costs_what_the_line_through_smaller_ones_says(algorithm):
-    [(_, planned)] = work(algorithm, 512, 16 * 1024)
-    n, model = 512 + 16 * 1024, rum.models.mlp(shape=(1, 1, 1), hidden=())
+def test_a_large_set_costs_what_the_line_through_smaller_ones_says(algorithm, forget, retain):
+    [(_, planned)] = work(algorithm, forget, retain)
+    n, model = forget + retain, rum.models.mlp(shape=(1, 1, 1), hidden=())
     data = rum.Examples(torch.rand(n, 1, 1, 1), torch.arange(n) % 10)
     with rum.train.cost() as real:
-        algorithm(model, *data.split(torch.arange(n) < 512))
+        algorithm(model, *data.split(torch.arange(n) < forget))
     assert planned == real.examples
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from rumlib.algorithms import Keep, Retrain
 from rumlib.data import Examples, digest
-from rumlib.lab.codehash import digest_of
+from rumlib.lab.keys import digest_of
 from rumlib.lab.memo import Computation, Memoized, identify, memoize
 from rumlib.metrics import Evaluation, accuracies, class_accuracies, class_mia, evaluate, evaluation, jensen_shannon
 from rumlib.models import build, mlp

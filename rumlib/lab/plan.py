@@ -69,8 +69,13 @@ def passed(does: Callable, forget: int, retain: int) -> float:
 
 
 def _line(does: Callable, forget: int, retain: int, most: int) -> float:
-    few, many = (_counted(does, forget, min(retain, known)) for known in (most // 2, most))
-    return many + max(0, retain - most) / (most / 2) * (many - few)
+    """The line through counts of sets half as large as `most` and of that size, in each of the two directions."""
+    small = min(forget, most), min(retain, most)
+    found = known = _counted(does, *small)
+    for few, above in (((most // 2, small[1]), forget - most), ((small[0], most // 2), retain - most)):
+        if above > 0:
+            found += above / (most / 2) * (known - _counted(does, *few))
+    return found
 
 
 @cache
