@@ -251,7 +251,7 @@ class Plan:
         """Of one worker, for training and for everything else."""
         known, r = sizes(self.p), self.pilots
         train = sum(examples * r.training(what) for what, examples in self.trained(task))
-        times = {"run": 1, "step": 1, "oracle": 1, "dynamics": 5, "requests": 8}      # 5: before, after three, the oracle
+        times = {"run": 1, "step": 1, "oracle": 1, "dynamics": 5, "requests": 8}    # 5: before, after three, the oracle
         judged = times.get(task.kind, 0) * (known.n + known.n_test) * r.evaluation
         attacks = {"oracle": 1, "run": task.mia, "requests": 8}.get(task.kind, 0)
         return train, judged + attacks * r.attack + (task.kind == "entanglement") * r.placing
