@@ -304,7 +304,7 @@ def toy(tmp_path_factory):
         recipe=replace(p.recipe, epochs=2, batch_size=16),
         score_model=partial(rum.models.small_resnet, shape=(3, 32, 32), classes=3, widths=(4, 4, 4)),
         score_recipe=replace(p.score_recipe, epochs=1, batch_size=16), fraction=0.5, score_models=10, set_size=6,
-        mix_size=9, bands=4, budgets=(1,), rates={1: p.rates[5][:1]}, ascent_rates=p.ascent_rates[:1])
+        mix_size=9, bands=4, budgets=(1,), rates={1: p.rates[p.budgets[0]][:1]}, ascent_rates=p.ascent_rates[:1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RUM_GRAPHS", "on")
         patch.setenv("RUM_ENGINE", "serial")
