@@ -6,7 +6,7 @@
 # make grid    the same for each of several profiles and numbers of seeds: make grid PROFILES="smoke laptop" SEEDS="2 4"
 # make test    ruff; unit, property and parity tests; the examples in docstrings; nbval: the kept notebooks from the published laptop results
 # make check   what make test leaves out: notebooks from nothing at the smoke profile, and nbval over the kept outputs
-#              with everything computed again (python -m pytest -m slow: a laptop study, killed twenty times)
+#              with everything computed again; a laptop study that is killed twenty times
 # make lab     open the notebooks in JupyterLab
 # make site    the executed notebooks as web pages in site/
 # make bench   what the project claims about speed, as ratios in one run, into figures/bench/; with ROWS="feeding" those
@@ -73,7 +73,7 @@ test: $(READY)
 	$(FROM_KEPT) $(NBVAL) $(lastword $(NOTEBOOKS))
 
 check: $(READY)
-	$(PYTHON) -m pytest -m notebook tests
+	$(PYTHON) -m pytest -m "slow or notebook" tests
 	$(NBVAL) $(TWO) $(LIVE) $(STORY)
 	$(NBVAL) $(lastword $(NOTEBOOKS))
 

@@ -37,13 +37,12 @@ FEATURES = ("confidence", "correctness", "entropy", "modified_entropy", "probabi
 
 
 def _check(model: nn.Module, sets: Mapping[str, Examples]) -> None:
-    """The one door for models and sets from outside."""
     for name, examples in sets.items():
         check_compatible(model, examples, name)
 
 
 def _logits(model: nn.Module, **sets: Examples) -> list[Tensor]:
-    """The model's logits on each of the sets, (n, classes)."""
+    """(n, classes) of each of the sets."""
     _check(model, sets)
     found = [predict(model, examples) for examples in sets.values()]
     for name, logits in zip(sets, found, strict=True):
@@ -142,8 +141,7 @@ def disagreement(a: nn.Module, b: nn.Module, examples: Examples) -> float:
 
 
 def accuracies(model: nn.Module, sets: Mapping[str, Examples]) -> dict[str, float]:
-    """Share of examples classified right in each of the named sets: validation, test, the parts of a forget set.
-    Logits that are not finite count as wrong, so that a model can be watched while it diverges."""
+    """Share classified right in each of the named sets; logits that are not finite count as wrong."""
     _check(model, sets)
     return {name: accuracy(model, examples) for name, examples in sets.items()}
 
@@ -177,10 +175,8 @@ def _flat(model: nn.Module, other: nn.Module) -> Tensor:
 
 
 def acceleration(spent: Cost, reference: Cost, of: str = "seconds") -> float:
-    """Run-time efficiency: how many times less was spent than for the reference (retraining); above 1 is cheaper.
-
-    of: "seconds", "examples", "steps" or "passes". Infinite where nothing was spent.
-    """
+    """How many times less was spent than for the reference (retraining), `of` "seconds", "examples", "steps" or
+    "passes". Infinite where nothing was spent."""
     check_values("acceleration", of=(of, ("seconds", "examples", "steps", "passes")))
     for name, found in (("spent", spent), ("reference", reference)):
         if not isinstance(found, Cost):
@@ -353,11 +349,9 @@ SOLVING = {torch.ops.aten.linalg_cholesky_ex: lambda a, *_, **__: prod(a) * a[-1
 
 
 def flops(algorithm: Callable, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> int:
-    """Floating-point operations of one call of an algorithm: its matrix products, convolutions and decompositions.
-
-    Two for a multiplication and addition, forward and backward, by torch's counter; d^3 / 3 for a Cholesky factor of
-    d x d, 2 n d^2 to use it on n vectors. Elementwise work (activations, the optimizer) is not counted.
-    """
+    """Floating-point operations of one call of an algorithm: two for a multiplication and addition, forward and
+    backward, by torch's counter; d^3 / 3 for a Cholesky factor of d x d, 2 n d^2 to use it on n vectors. Elementwise
+    work (activations, the optimizer) is not counted."""
     from torch.utils.flop_counter import FlopCounterMode  # here: it takes a fifth of a second to import
     from torch.utils.module_tracker import ModuleTracker
     # No account per module: the hooks that it takes break `torch.autograd.grad` by an image (UNSIR).
@@ -374,8 +368,7 @@ def flops(algorithm: Callable, model: nn.Module, forget: Examples, retain: Examp
 
 
 def forgetting_rate(original: float, unlearned: float) -> float:
-    """Share of what the original knew of the forget set that is forgotten, in [0, 1]: (a - a_u) / a, clipped. Proposed
-    here. Raises ValueError for a = 0: an original that knows nothing of the forget set has nothing to forget."""
+    """(a - a_u) / a on the forget set, clipped to [0, 1]. Proposed here. Raises ValueError for a = 0."""
     _fractions(original, unlearned)
     if original == 0:
         raise ValueError("the original classifies none of the forget set right: there is nothing that it could forget")
@@ -383,8 +376,8 @@ def forgetting_rate(original: float, unlearned: float) -> float:
 
 
 def forgetting_rate_calibrated(original: float, unlearned: float, retrained: float) -> float:
-    """Forgetting in units of what retraining forgets: (a - a_u) / (a - a*); 1: as much, above 1: more, below 0: none.
-    On the forget set. Proposed here. NaN where retraining forgets nothing, a = a*: then there is no unit."""
+    """(a - a_u) / (a - a*) on the forget set: 1 forgets as much as retraining does, above 1 more, below 0 nothing. NaN
+    for a = a*. Proposed here."""
     _fractions(original, unlearned, retrained)
     return (original - unlearned) / (original - retrained) if original != retrained else nan
 
@@ -401,8 +394,7 @@ def forgetting_rate_mia(original: float, unlearned: float) -> float:
 
 
 def retention(original: float, unlearned: float) -> float:
-    """Memory retention rate: a_u / a, on the retain set or on the test set; 1: nothing lost, above 1: gained. Proposed
-    here. Raises ValueError for a = 0."""
+    """Memory retention rate a_u / a on the retain or test set. Proposed here. Raises ValueError for a = 0."""
     _fractions(original, unlearned)
     if original == 0:
         raise ValueError("the original classifies nothing right: there is nothing that could be retained")
@@ -410,10 +402,8 @@ def retention(original: float, unlearned: float) -> float:
 
 
 def similarity(a: nn.Module, b: nn.Module, examples: Examples) -> float:
-    """How indistinguishable two models are by their predictions, in [0, 1]: 1 - mean JSD(p_a(x), p_b(x)) / ln 2.
-
-    JSD is the Jensen-Shannon divergence of their probabilities, at most ln 2, which disjoint ones have. Proposed here.
-    """
+    """How indistinguishable two models are by their predictions, in [0, 1]: 1 - mean JSD(p_a(x), p_b(x)) / ln 2, by
+    the Jensen-Shannon divergence of their probabilities. Proposed here."""
     logits = torch.stack(_logits_of_both(a, b, examples)).double()
     return 1 - jensen_shannon(*logits.softmax(2)).mean().item() / log(2)
 
@@ -442,8 +432,8 @@ def analytic_acceleration(forget: int, retain: int, *, retraining: int, repair: 
 
 
 def overlap(a: Tensor, b: Tensor) -> float:
-    """Share of the positions in either of two selections of weights that are in both (Jaccard index), in [0, 1]. For
-    independent random selections of the share k it is about k / (2 - k). Raises ValueError for two empty ones."""
+    """Jaccard index of two selections of weights, in [0, 1]; about k / (2 - k) for random ones of the share k. Raises
+    ValueError for two empty ones."""
     both, either = torch.isin(a.unique(), b).sum().item(), len(torch.cat([a, b]).unique())
     if not either:
         raise ValueError("two empty selections have no overlap")

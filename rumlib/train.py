@@ -29,17 +29,8 @@ from rumlib.data import Batch, Examples, as_input, batch_count, shuffled
 from rumlib.device import as_seed, check_fields, finished, seeded, tf32
 from rumlib.device import derive_seed as derive_seed
 from rumlib.graphs import Recorded, recordable, should_record, streams
-from rumlib.models import (
-    BatchNorm,
-    Factory,
-    anchor,
-    build,
-    check_new,
-    check_tokens,
-    evaluating,
-    logits_of,
-    normalizing_one,
-)
+from rumlib.models import BatchNorm, Factory, anchor, build, check_new, check_tokens, evaluating, logits_of
+from rumlib.models import normalizing_one as normalizing_one
 
 SCHEDULES = ("constant", "cosine", "linear", "step")
 
@@ -368,14 +359,9 @@ def embed(model: nn.Module, x: Tensor, *, layer: nn.Module | None = None) -> Ten
 
 
 def check_compatible(model: nn.Module, examples: Examples, what: str = "the set") -> None:
-    """Refuse, before any training, examples that the model cannot take or whose labels it cannot name.
-
-    model     anything that might be one: an nn.Module from inputs to logits (n, classes), of two or more classes
-    examples  two of them are tried; all labels and all tokens are looked at
-    what      how errors call them
-
-    Raises TypeError or ValueError, with the value and the remedy.
-    """
+    """Refuse, before any training, examples that the model cannot take or whose labels it cannot name: TypeError or
+    ValueError, with the value and the remedy. Two are tried; all labels and tokens are looked at. `what` names them in
+    errors."""
     anchor(model)
     if not isinstance(examples, Examples):
         raise TypeError(f"{what} must be Examples, e.g. rumlib.Examples(x, y); got a {type(examples).__name__}")
@@ -410,8 +396,7 @@ def check_compatible(model: nn.Module, examples: Examples, what: str = "the set"
 
 @dataclass(eq=False)
 class Cost:
-    """What training took: examples passed forward and backward, SGD steps, wall seconds; and epochs begun, `passes`,
-    which are fewer than were allowed where an algorithm stops early."""
+    """What training took: examples passed forward and backward, SGD steps, wall seconds, and epochs begun, `passes`."""
 
     examples: int = 0
     steps: int = 0

@@ -22,8 +22,6 @@ from rumlib.lab import engine
 
 ROOT = Path(rum.__file__).parents[1]
 
-pytestmark = pytest.mark.slow                              # clusters and killed workers: minutes on two busy cores
-
 
 def study_rows(home, name, monkeypatch):
     """A small study on two processes; one of them is killed in mid-run, unless it is this one."""
@@ -204,6 +202,7 @@ def end(parent):
     time.sleep(60)
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_dies_is_named_and_a_new_one_is_used(cluster):
     scheduler, worker, running = cluster
     worker(address := scheduler(), "--nthreads", "1")

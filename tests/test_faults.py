@@ -133,8 +133,8 @@ def elsewhere(call):
                             env={**os.environ, "PYTHONPATH": f"{Path(rum.__file__).parents[1]}"})
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("which, kills", [("serial", 20), ("loky", 3), ("laptop", 20)])
+@pytest.mark.parametrize("which, kills", [("serial", 20), pytest.param("loky", 3, marks=pytest.mark.slow),
+                                          pytest.param("laptop", 20, marks=pytest.mark.slow)])
 def test_killed_and_damaged_it_completes_with_the_same_results(which, kills, tmp_path, monkeypatch):
     """SIGKILL at random moments, then 5 random finished files corrupted, then once through."""
     monkeypatch.setenv("RUM_ENGINE", "serial" if which == "serial" else "loky")
