@@ -3,6 +3,7 @@
     style()                                                  # once per notebook
     levels(summary, "level", "algorithm")                    # means with intervals, one line per algorithm
     dots(summary, "algorithm", "variant")                    # the same for unordered groups, as points in rows
+    forest(found, "claim", "what", "verdict")                # differences, coloured by their verdict
     against_cost(table, "algorithm", "variant")              # one panel per algorithm
     histogram(values, {"low": values_low, ...})
     gallery({"low": [(image, caption), ...]})
@@ -93,6 +94,38 @@ def dots(summary: pd.DataFrame, row: str, hue: str, *, ax: Axes | None = None, x
     ax.grid(axis="x", visible=True)
     if legend:
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1), handletextpad=0.3)
+    return ax
+
+
+VERDICTS = {"holds": ("#0072B2", "o"), "opposite": ("#D55E00", "X"), "equivalent": ("#009E73", "s"),
+            "inconclusive": ("#999999", "D")}
+
+
+def forest(found: pd.DataFrame, group: str, row: str, verdict: str, *, xlabel: str = "difference (right: as claimed)",
+           title: str = "") -> Axes:
+    """Differences with their intervals, one below the other and grouped; the colour and the marker are the verdict's.
+
+    found  columns mean, low and high, and those that `group`, `row` and `verdict` name
+    """
+    groups = list(dict.fromkeys(found[group]))
+    ax = plt.subplots(figsize=(6.4, 0.9 + 0.16 * (len(found) + 1.2 * len(groups))))[1]
+    at, ticks, labels = 0.0, [], []
+    for name in groups:
+        ax.text(0, at, name, transform=ax.get_yaxis_transform(), fontsize=9, weight="bold", va="center")
+        ax.axhline(at - 0.6, color="#EBEBEB", linewidth=0.8)
+        for line in found[found[group] == name].to_dict("records"):
+            at += 1
+            ink, marker = VERDICTS[line[verdict]]
+            ax.errorbar(line["mean"], at, xerr=_bars(pd.DataFrame([line])), color=ink, marker=marker, markersize=3.5,
+                        elinewidth=1, label=line[verdict])
+            ticks, labels = [*ticks, at], [*labels, line[row]]
+        at += 1.2
+    ax.axvline(0, color=INK, linewidth=0.8)
+    ax.set(yticks=ticks, ylim=(at - 0.4, -1), xlabel=xlabel, title=title)
+    ax.set_yticklabels(labels, fontsize=7)
+    ax.grid(axis="y", visible=False)
+    known = dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
+    ax.legend(known.values(), known, loc="upper left", bbox_to_anchor=(1, 1), handletextpad=0.3)
     return ax
 
 

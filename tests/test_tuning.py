@@ -3,13 +3,15 @@
 import json
 import sys
 
+import pandas as pd
 import pytest
 import torch
 from studies import environ, mine, open_study
 
 import rumlib as rum
-from rumlib.lab import Cell, profile, tuned, tuning, vary
-from rumlib.lab.tuning import publish
+from rumlib.lab import Cell, profile, protocol, tables, tuned, tuning, vary
+from rumlib.lab.sketch import Sketch
+from rumlib.lab.tuning import ByStep, publish
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +124,78 @@ def test_a_field_is_varied_where_it_is():
     for algorithm in (deep, rum.Finetune(), rum.SalUn(rum.RandomLabel())):
         with pytest.raises(ValueError, match="has no field rate"):
             vary(algorithm, rate=1)
+
+
+# -- Step by step -----------------------------------------------------------------------------------------------------
+
+
+class Named:                                                 # a forget set of which nothing but its name is asked
+    digest = "mine"
+
+
+def test_each_step_is_chosen_for_itself_and_given_those_before_it():
+    steps = (rum.Finetune(), rum.Keep(), rum.Finetune())
+    down = rum.RUM(rum.Shuffled(3), steps, order=(2, 1, 0))
+    seen = []
+
+    def evaluate(tried):
+        """Part 2 is best at .1, and part 0 at the rate that part 2 has not."""
+        seen.append([done for _, _, done in tried])
+        tows = []
+        for _, algorithm, done in tried:
+            last, first = algorithm.steps[2].lr, algorithm.steps[0].lr
+            tows.append(1 - abs(last - 0.1) if done == 1 else float(first != last))
+        return pd.DataFrame({"tow": tows, "diverged": 0})
+
+    rates = (0.01, 0.1)
+    chosen, record = tuning.choose({"rum": (Named, down, ByStep((rates, None, rates)))}, evaluate)
+    assert [step.lr for step in chosen["rum"].steps[::2]] == [0.01, 0.1] and seen == [[1, 1], [3, 3]]
+    assert record["part"].tolist() == ["part 3"] * 2 + ["part 1"] * 2 and record["chosen"].sum() == 2
+    together, record = tuning.choose({"rum": (Named, down, rates)}, lambda tried: pd.DataFrame(
+        {"tow": [algorithm.steps[0].lr for _, algorithm, done in tried if done is None], "diverged": 0}))
+    assert [step.lr for step in together["rum"].steps[::2]] == [0.1, 0.1] and len(record) == 2
+
+
+@pytest.mark.parametrize("waiting", ["retain", "leave_out"])
+@pytest.mark.parametrize("order", [None, (2, 0, 1)])
+def test_the_steps_of_a_rum_are_judged_as_they_are_run(study, forget, order, waiting):
+    steps = (rum.Finetune(epochs=1, batch_size=32), rum.SalUn(rum.RandomLabel(epochs=1, batch_size=32)),
+             rum.NegGradPlus(epochs=1, batch_size=32))
+    meta = rum.RUM(rum.Shuffled(3), steps, order=order, waiting=waiting)
+    begun = tables.first_steps(study, {k: (forget, meta, k) for k in (1, 2, 3)}, [0])
+    whole = study.unlearn([Cell(forget, meta, 0)])
+    assert begun["tow"].iloc[2] == whole["tow"].item() and begun["forget"].iloc[2] == whole["forget"].item()
+    parts = meta.refine(study.split(forget)[0])
+    order = order or (0, 1, 2)
+    first = study.forget_set("first", torch.isin(study.train.index, parts[order[0]].index))
+    retain = study.split(first)[1]
+    if waiting == "leave_out":
+        retain = retain[~torch.isin(retain.index, forget.index)]
+    by_hand = steps[order[0]](study.model(0), parts[order[0]], retain, seed=0)
+    assert begun["forget"].iloc[0] == rum.accuracy(by_hand, parts[order[0]])
+
+
+@pytest.mark.parametrize("algorithm, spaces, words", [
+    (rum.Finetune(), ((0.1,),), "a space for each step of a RUM"),
+    (rum.RUM(rum.Shuffled(2), (rum.Keep(), rum.Finetune())), ((0.1,),), "got 1 spaces"),
+    (rum.RUM(rum.Shuffled(2), (rum.Keep(), rum.Finetune())), (None, None), "nothing to choose"),
+    (rum.RUM(rum.Shuffled(2), (rum.Keep(), rum.Finetune())), (None, ()), "nothing to try")])
+def test_spaces_that_do_not_fit_the_steps_are_refused(study, forget, algorithm, spaces, words):
+    with pytest.raises(ValueError, match=words):
+        study.tune({"x": (forget, algorithm, ByStep(spaces))})
+
+
+def test_all_ways_that_are_compared_have_as_many_looks():
+    for name in ("laptop", "cifar10-small", "cifar10-cpu", "cifar10"):
+        p = profile(name)
+        asked = Sketch(p, "04"), Sketch(p, "05")
+        tables = [table(asked[0]) for table in (protocol.rum_variants, protocol.mixed_rums, protocol.by_proxies,
+                                                protocol.orders, protocol.left_out, protocol.one_rate)]
+        for table in tables:
+            for _, _, space in table.spaces.values():
+                spaces = [one for one in space.spaces if one] if isinstance(space, ByStep) else [space]
+                assert sum(len(next(tuning.search(one))) for one in spaces) == 3 * p.looks
+                assert all(len(set(one["lr"])) == len(one["lr"]) for one in spaces)
 
 
 # -- The file ---------------------------------------------------------------------------------------------------------

@@ -3,25 +3,33 @@
     found = [compare(rows, "C2", name, low(name), high(name)) for name in names]      # one row for each comparison
     counted(found)                                           # one line for each claim: in how many it holds
     save(study, found, "factors")                            # figures/<profile>/claims_factors.csv
-    gathered(study, ("factors", "rum"))                      # those of several notebooks
+    gathered(study, {"03": "factors", "04": "rum"})          # those of several notebooks
+    python -m rumlib.lab.claims laptop cifar10-cpu           # writes the table of the README
 
-A comparison is a difference of two selections of rows, paired over their seeds (`rumlib.stats.contrast`). Notebooks, the
-README and the last notebook quote what stands in these files, and compute no verdict of their own.
+A comparison is a difference of two selections of rows, paired over their seeds (`rumlib.stats.paired`). Notebooks and
+README quote what stands in these files, and compute no verdict of their own.
 
-Source of the claims C1 to C6, C8 and C9: arXiv 2406.01257, sections 4 to 6 and appendix A; of C7: arXiv 2410.16516.
+Source of the claims C1 to C6, C8 and C9: arXiv 2406.01257, sections 4 to 6 and appendix A.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
+from rumlib.lab import settings
 from rumlib.lab.study import Study
-from rumlib.stats import contrast, equivalence, paired
+from rumlib.stats import equivalence, paired
 
 MARGIN = 0.02                                                # of ToW: differences below it are nothing that matters
+
+
+MARKS = "<!-- claims -->", "<!-- end of claims -->"         # in README.md, around the table of `written`
+VERDICTS = ("holds", "opposite", "equivalent", "inconclusive")
 
 
 @dataclass(frozen=True)
@@ -37,28 +45,43 @@ class Claim:
     kind: str = "larger"
 
 
+SVD, TOPK = "arXiv 2312.00761 (class unlearning by SVD)", "arXiv 2401.04385 (Top-K perturbation)"
+
 CLAIMS = {
     "C1": Claim("ToW falls as entanglement rises", "section 4.1, Fig 1a"),
     "C1 matched": Claim("ToW falls as entanglement rises, at equal memorization", "not in the paper: its control"),
-    "C1 planted": Claim("ToW falls where entanglement is planted, at equal memorization", "not in the paper: a positive "
-                        "control"),
+    "C1 planted": Claim("ToW falls with planted entanglement, at equal memorization", "not in the paper: a control"),
     "C1 relabel": Claim("relabelling suffers most from entanglement", "section 4.1"),
     "C2": Claim("ToW falls as memorization rises", "section 4.2, Fig 1b"),
     "C3": Claim("relabelling has the inverse trend: better at high memorization than at low", "section 4.2"),
     "C3b": Claim("another algorithm is best at each level", "section 4.2"),
     "C4": Claim("refined, one part after the other, is better than at once (RUM^F > vanilla)", "section 6, Fig 3"),
     "C4 shuffle": Claim("refined parts are better than random ones (RUM^F > shuffle)", "section 6, Fig 3"),
+    "C4 cost": Claim("refined, it is better than at once with as many examples", "not in the paper: equal cost"),
     "C4b": Claim("random parts are worse than at once (shuffle < vanilla)", "section 6"),
     "C5": Claim("nothing > fine-tune > SalUn is the best of all by ToW", "section 6, Table 16"),
     "C5 MIA": Claim("nothing > fine-tune > SalUn is the best of all by the gap of the attack", "section 6, Table 16"),
     "C5 SalUn": Claim("nothing > SalUn > SalUn is better than SalUn on all three parts", "section 6, Table 16"),
     "C5b": Claim("low to high and high to low have the same ToW", "section 6, Fig 5 and 13", "equal"),
+    "C4 draws": Claim("RUM^F > vanilla, over draws of the data", "section 6, Fig 3"),
+    "C4 shuffle draws": Claim("RUM^F > shuffle, over draws of the data", "section 6, Fig 3"),
+    "C4 cost draws": Claim("RUM^F is better than at once with as many examples, over draws of the data",
+                           "not in the paper: equal cost"),
+    "C5b draws": Claim("both orders have the same ToW, over draws of the data", "section 6, Fig 5 and 13", "equal"),
     "C6": Claim("refined by this score it is as good as by memorization", "section 6, A.6", "no worse"),
     "C7": Claim("SalUn is better than NegGrad+ by ToW", "arXiv 2410.16516"),
     "C7 MIA": Claim("NegGrad+ is better than SalUn by ToW-MIA", "arXiv 2410.16516"),
     "C7 gain": Claim("refinement improves ToW-MIA, of NegGrad+ alone", "arXiv 2410.16516"),
     "C8": Claim("predictions differ more at high memorization than at low", "A.7, Table 5"),
-    "C9": Claim("later steps repair what SalUn overforgets on the low part", "section 6, Fig 5"),
+    "C9": Claim("SalUn, in its step, forgets more of the low part than retraining does", "section 6, Fig 5"),
+    "C9 repair": Claim("later steps repair what SalUn overforgets on the low part", "section 6, Fig 5"),
+    "judge": Claim("ours: a judge by memorization chooses better than others do", "no paper"),
+    "P ToW": Claim("the projection is nearer to retraining than a gradient method", SVD),
+    "P retained": Claim("the projection is more accurate on retained classes than a gradient method", SVD),
+    "P forgotten": Claim("the projection is less accurate on the forgotten class than a gradient method", SVD),
+    "P attack": Claim("the projection is better against the attack than a gradient method", SVD),
+    "T deepest": Claim("Top-K unlearns deeper than others", TOPK),
+    "T forgets": Claim("Top-K forgets more than Random-k", TOPK),
 }
 
 
@@ -69,16 +92,20 @@ def compare(rows: pd.DataFrame, claim: str, what: str, first: Mapping, second: M
     of    the column that is compared;  sign: -1 where smaller values are the better ones
 
     Returns the claim, what is compared, mean, low and high (Student t, 95 %), n and p, the mean looks and examples of
-    both sides where the rows have them, and the verdict: "holds"; "opposite"; "equivalent" where a difference is claimed
-    and is within `MARGIN` (two one-sided tests); else "inconclusive".
+    both sides where the rows have them, and the verdict: "holds"; "opposite"; "equivalent" where a difference is
+    claimed and is within `MARGIN` (two one-sided tests); else "inconclusive".
     """
-    differences = sign * paired(rows, first, second, of)
-    row = {"claim": claim, "what": what, "of": of, **verdict(CLAIMS[claim].kind, differences)}
+    row = {**stated(claim, what, sign * paired(rows, first, second, of)), "of": of}
     for column in ("looks", "examples"):
         if column in rows:
             for side, which in (("first", first), ("second", second)):
                 row[f"{column}_{side}"] = rows[(rows[list(which)] == pd.Series(which)).all(axis=1)][column].mean()
     return row
+
+
+def stated(claim: str, what: str, differences: Iterable[float]) -> dict:
+    """What paired differences say of a claim."""
+    return {"claim": claim, "what": what, **verdict(CLAIMS[claim].kind, differences)}
 
 
 def verdict(kind: str, differences: Iterable[float]) -> dict:
@@ -100,18 +127,35 @@ def counted(found: Iterable[Mapping] | pd.DataFrame) -> pd.DataFrame:
     it holds in most of them."""
     found = pd.DataFrame(found)
     table = found.groupby("claim", sort=False)["verdict"].value_counts().unstack(fill_value=0)
-    table = table.reindex(columns=["holds", "opposite", "equivalent", "inconclusive"], fill_value=0)
+    table = table.reindex(columns=VERDICTS, fill_value=0)
     of = table.sum(axis=1)
     table["in most"] = (table["holds"] > of / 2).map({True: "holds", False: "does not hold"})
     table.insert(0, "text", [CLAIMS[claim].text for claim in table.index])
     return table
 
 
-def save(study: Study, found: Iterable[Mapping], name: str) -> pd.DataFrame:
+def save(study: Study, found: list[Mapping], name: str) -> pd.DataFrame:
     """Write the comparisons of a notebook to figures/<profile>/claims_<name>.csv, and return them as a table."""
-    table = pd.DataFrame(found)
+    table = pd.DataFrame(found, columns=None if found else ["claim", "what", "mean", "low", "high", "n", "verdict"])
     table.to_csv(study.figures / f"claims_{name}.csv", index=False, float_format="%.6g")
     return table
+
+
+def written(home: Path, profiles: Iterable[str]) -> str:
+    """The claims of the RUM paper as a Markdown table, a column for each profile, from figures/<profile>/claims.csv."""
+    tables = {name: pd.read_csv(home / "figures" / name / "claims.csv", index_col="claim") for name in profiles}
+    lines = ["| claim | " + " | ".join(f"`{name}`" for name in tables) + " |", "|---" * (len(tables) + 1) + "|"]
+    for claim in CLAIMS:
+        if claim.startswith("C") and any(claim in table.index for table in tables.values()):
+            cells = [_cell(table.loc[claim]) if claim in table.index else "" for table in tables.values()]
+            lines.append(f"| **{claim}**: {CLAIMS[claim].text} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(counts: pd.Series) -> str:
+    others = ", ".join(f"{kind} {counts[kind]}" for kind in VERDICTS[1:] if counts[kind])
+    return f"{'**holds**' if counts['in most'] == 'holds' else 'does not hold'}: {counts['holds']} of " \
+           f"{counts[list(VERDICTS)].sum()}" + (f" ({others})" if others else "")
 
 
 def gathered(study: Study, notebooks: Mapping[str, str]) -> pd.DataFrame:
@@ -122,3 +166,15 @@ def gathered(study: Study, notebooks: Mapping[str, str]) -> pd.DataFrame:
     if missing:
         raise FileNotFoundError(f"run these notebooks at profile {study.profile.name!r} first: {', '.join(missing)}")
     return pd.concat([pd.read_csv(file).assign(notebook=number) for number, file in files.items()], ignore_index=True)
+
+
+def main(*profiles: str) -> None:
+    """Write the table between its marks in README.md."""
+    home = settings.home()
+    head, rest = (home / "README.md").read_text().split(MARKS[0])
+    (home / "README.md").write_text(head + MARKS[0] + "\n" + written(home, profiles) + MARKS[1]
+                                    + rest.split(MARKS[1])[1])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

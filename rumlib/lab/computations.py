@@ -20,7 +20,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor, nn
 
-from rumlib.algorithms import Retrain
+from rumlib.algorithms import Keep, Retrain
 from rumlib.data import Examples, digest
 from rumlib.lab.codehash import digest_of
 from rumlib.lab.memo import Computation, Memoized, identify, memoize
@@ -266,6 +266,37 @@ def unlearn(study: Memoized, forget: ForgetSet, algorithm: Callable, seed: int) 
     if found:
         study.store.remove("steps", digest_of(identity))
     return current, None
+
+
+@memoize("stage")
+def stage(study: Memoized, parts: tuple[ForgetSet, ...], steps: tuple[Callable, ...], waiting: str, seed: int) -> dict:
+    """The weights after the first steps of a RUM: all its parts in their order, and the steps that are done."""
+    return {"large": _begun(study, parts, steps, waiting, seed).state_dict(),
+            "tensors": {f"part {k}": part.index for k, part in enumerate(parts)}}
+
+
+@memoize("step")
+def step(study: Memoized, parts: tuple[ForgetSet, ...], steps: tuple[Callable, ...], waiting: str, seed: int) -> dict:
+    """The last one of the first steps of a RUM, beside the model retrained without the parts that are gone by then."""
+    gone = union(parts[:len(steps)])
+    sets, expected = (*split(study, gone), study.test), reference(study, gone, seed)
+    try:
+        with cost() as spent:
+            unlearned = _begun(study, parts, steps, waiting, seed)
+        found = evaluation([predict(unlearned, examples) for examples in sets], sets, mia=False)
+    except FloatingPointError:
+        return {"diverged": True, "tow": None, **asdict(spent)}
+    return {"diverged": False, "tow": tow_between(found, expected)["tow"], **asdict(spent), "forget": found.forget,
+            "retain": found.retain, "test": found.test}
+
+
+def _begun(study: Memoized, parts: tuple[ForgetSet, ...], steps: tuple[Callable, ...], waiting: str,
+           seed: int) -> nn.Module:
+    start, done = model(study, seed), len(steps) - 1
+    before = _rebuilt(study, study.large(stage, parts, steps[:-1], waiting, seed)) if done else start
+    rum = RUM(lambda forget: [split(study, part)[0] for part in parts], (*steps, *[Keep()] * (len(parts) - len(steps))),
+              waiting=waiting)
+    return next(rum.stages(before, *split(study, union(parts)), seed=seed, done=done, original=start)).model
 
 
 @memoize("dynamics")

@@ -49,8 +49,10 @@ class Profile:
     bands            parts of the training data by distance from the centroid, as sets of controlled entanglement
     budgets          epochs of unlearning that are compared;  rates: for each, the learning rates tried
     ascent_rates     learning rates tried for NegGrad, at every budget
-    rum_budget       epochs of one step in the RUM study;  rum_rates: the learning rates tried there
-    verdict_seeds    reporting seeds of RUM against unlearning once: more than elsewhere, for narrow intervals
+    rum_budget       epochs of one step in the RUM study;  rum_rates: its learning rates, ascending, from doing nothing
+    rum_values       label -> (another field that is tuned there, its values, ascending)
+    looks            settings that are looked at for a step of RUM; three times as many for an algorithm that runs once
+    draws            of the data (noise, flips, split or choice of images) in which RUM is studied
     algorithms       label -> algorithm of the paper, without its learning rate and epochs
     further          label -> (algorithm, field -> values tried) of other methods
     classes          fields of the profile that differ where whole classes are unlearned
@@ -79,7 +81,9 @@ class Profile:
     ascent_rates: tuple[float, ...] = ()
     rum_budget: int = 3
     rum_rates: tuple[float, ...] = ()
-    verdict_seeds: int = 32
+    rum_values: Mapping[str, tuple[str, tuple[float, ...]]] = field(default_factory=dict)
+    looks: int = 8
+    draws: int = 1
     algorithms: Mapping[str, Algorithm | SalUn] = field(default_factory=dict)
     further: Mapping[str, tuple[Callable, Mapping]] = field(default_factory=dict)
     classes: Mapping[str, object] = field(default_factory=dict)
@@ -94,7 +98,7 @@ class Profile:
         for name in ("seeds", "tuning_seeds"):
             if not getattr(self, name) or len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name} must be different ones, at least one; got {getattr(self, name)}")
-        counts = ("score_models", "score_chunk", "set_size", "bands", "rum_budget", "verdict_seeds")
+        counts = ("score_models", "score_chunk", "set_size", "bands", "rum_budget", "looks", "draws")
         check_fields(self, **dict.fromkeys(counts, "int [1, inf)"), fraction="(0, 1)")
         if self.workers == 0:
             raise ValueError("workers must be at least 1, or -1: one per core; got 0")
@@ -188,6 +192,13 @@ def further(batch_size: int) -> dict[str, tuple[Callable, Mapping]]:
     }
 
 
+RUM_VALUES = {                                               # the ranges of the paper (arXiv 2406.01257, A.2)
+    "L1-sparse": ("alpha", (1e-6, 1e-5, 5e-5, 1e-4)),
+    "NegGrad+": ("alpha", (0.85, 0.92, 0.97, 0.99)),
+    "SalUn": ("keep", (0.3, 0.4, 0.6, 0.7)),
+}
+
+
 LAPTOP = Profile(
     name="laptop",
     data="digits",                                           # graded noise and 5 % flipped labels: clean digits hold
@@ -197,17 +208,20 @@ LAPTOP = Profile(
     score_models=128,                                        # split-half correlation about .97
     score_chunk=32,                                          # trained as one
     set_size=100,                                            # about 160 examples lie between .3 and .7
+    mix_size=90,                                             # 6.9 %: the paper has 3,000 of 45,000, that is 6.7 %
     bands=13,                                                # of 99, as large as the memorization sets
     budgets=(3, 5),                                          # the size of the effects depends on it: show both
     rates={3: (0.0125, 0.025, 0.05, 0.1), 5: (0.025, 0.05, 0.1, 0.2, 0.4)},
     ascent_rates=(0.001, 0.003, 0.01, 0.03),                 # NegGrad alone: larger ones destroy the model
-    rum_rates=(0.05, 0.1, 0.2, 0.4),                         # the best lie inside (.8 is worse for every algorithm)
+    rum_rates=(0.0005, 0.005, 0.0125, 0.025, 0.05, 0.1, 0.2, 0.4),       # .8 is worse for every algorithm
+    rum_values=RUM_VALUES,
     algorithms=algorithms(batch_size=32),
     further=further(batch_size=32),
     classes=dict(                                            # clean digits: noisy ones leave too little to tell apart;
         options=dict(noise=0.0, flips=0.0),                  # depth: a projection needs more than one hidden layer
         make_model=partial(small_resnet, shape=(1, 8, 8), widths=(16, 32, 64)),
         tuning_seeds=(100,)),
+    tuning_seeds=(100, 101),
 )
 
 SMOKE = replace(
@@ -219,6 +233,7 @@ SMOKE = replace(
     recipe=replace(LAPTOP.recipe, epochs=8),
     score_models=32,
     set_size=40,
+    mix_size=39,
     budgets=(2,),
     rates={2: (0.05,)},
     further={name: (algorithm, {field: values[:1] for field, values in space.items()})
@@ -226,7 +241,8 @@ SMOKE = replace(
     ascent_rates=(0.003,),
     rum_budget=1,
     rum_rates=(0.1,),
-    verdict_seeds=2,
+    rum_values={},
+    looks=1,
     workers=1,                                               # starting processes would take longer than the work
     seeds=(0, 1),
     tuning_seeds=(100,),
@@ -242,17 +258,20 @@ CIFAR10_SMALL = Profile(
     recipe=Recipe(epochs=15, lr=0.1, batch_size=64, schedule="linear", warmup=0.1),
     score_models=48,
     set_size=120,
+    mix_size=132,                                            # 6.6 %
     bands=15,
     budgets=(3,),
     rates={3: (0.02, 0.08)},
     ascent_rates=(0.001, 0.01),
-    rum_rates=(0.02, 0.08),
-    verdict_seeds=6,
+    rum_rates=(0.0005, 0.01, 0.03, 0.08, 0.2),
+    rum_values=RUM_VALUES,
     algorithms=algorithms(batch_size=64),
     further=further(batch_size=64),
     seeds=(0, 1, 2),
     tuning_seeds=(100,),
 )
+
+LAPTOP_DRAWS = replace(LAPTOP, name="laptop-draws", draws=6, notebooks=("05",))
 
 CIFAR10_CPU = Profile(
     name="cifar10-cpu",
@@ -268,7 +287,8 @@ CIFAR10_CPU = Profile(
     rates={3: (0.02, 0.08)},
     ascent_rates=(0.001, 0.01),
     rum_budget=2,
-    rum_rates=(0.02, 0.08),
+    rum_rates=(0.0005, 0.01, 0.03, 0.08, 0.2),
+    rum_values=RUM_VALUES,
     # without L1-sparse, which differs least from fine-tuning, and without the methods of `further`: for want of time
     algorithms={name: way for name, way in algorithms(128, SHORT | {"amp": True}).items() if name != "L1-sparse"},
     notebooks=("01", "02", "03", "04", "11"),                # the claims of the paper; 05 to 08 would take a day
@@ -319,8 +339,8 @@ CIFAR10 = Profile(
     rates={5: (0.001, 0.003, 0.01, 0.03, 0.1), 10: (0.001, 0.003, 0.01, 0.03, 0.1)},     # its ranges, unverified, all
     ascent_rates=(3e-5, 1e-4, 3e-4, 1e-3, 3e-3),             # lie inside; the code's default for NegGrad is 1e-4
     rum_budget=5,                                            # of SalUn in the published example of RUM
-    rum_rates=(0.001, 0.003, 0.01, 0.03, 0.1),
-    verdict_seeds=3,
+    rum_rates=(0.0001, 0.001, 0.003, 0.01, 0.03, 0.1),
+    rum_values=RUM_VALUES,
     algorithms=algorithms(256, PAPER),
     further={"Influence": further(256)["Influence"]},        # the paper's eight, and no more
     seeds=(0, 1, 2),
@@ -351,8 +371,8 @@ TINY_IMAGENET = replace(
     bands=33,                                                # of 3,030; epochs (30) and rate of the recipe: unverified
 )
 
-PROFILES = {p.name: p for p in (SMOKE, LAPTOP, CIFAR10_SMALL, CIFAR10_CPU, CIFAR10N_CPU, CIFAR10, CIFAR100,
-                                 TINY_IMAGENET)}
+PROFILES = {p.name: p for p in (SMOKE, LAPTOP, LAPTOP_DRAWS, CIFAR10_SMALL, CIFAR10_CPU, CIFAR10N_CPU, CIFAR10,
+                                 CIFAR100, TINY_IMAGENET)}
 PROFILES |= {part.name: part for p in PROFILES.values() for part in p.parts}
 
 

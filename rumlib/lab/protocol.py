@@ -1,8 +1,6 @@
 """What the notebooks run: each list once, for the notebooks that run it and for `make plan` that counts it.
 
-    table = rum_variants(study)
-    tuned, record = study.tune(table.spaces)                 # every algorithm with each setting, on the tuning seeds
-    rows = study.unlearn(table.cells(tuned))                 # the chosen ones on the reporting seeds
+    rows, record = rum_variants(study).run(study)            # settings chosen on the tuning seeds, rows of the others
     TABLES["04"]                                             # all tables of notebook 04
 
 A function here takes a study and returns a `Table`. It uses the forget sets, the scores and the profile of the study,
@@ -12,10 +10,11 @@ and runs nothing itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import permutations
 
+import pandas as pd
 import torch
 
 from rumlib.algorithms.base import Keep
@@ -26,16 +25,18 @@ from rumlib.lab.computations import ForgetSet
 from rumlib.lab.profiles import Profile
 from rumlib.lab.study import Study
 from rumlib.lab.tables import Cell
-from rumlib.lab.tuning import has_field, vary
+from rumlib.lab.tuning import ByStep, has_field, vary
 from rumlib.proxies import PROXIES
 from rumlib.rum import RUM, Refine, Shuffled
 from rumlib.scores import Score
 
 LEVELS = ("low", "medium", "high")
 DOWN = (2, 1, 0)                                             # from the most memorized part to the least
-FAMILIES = ("Fine-tune", "NegGrad+", "SCRUB", "Random label")            # one algorithm of each family
-MIXES = (("Fine-tune", "SalUn"), ("NegGrad+", "SalUn"), ("SCRUB", "Random label"), ("Random label", "Random label"),
-         ("SalUn", "Random label"), ("Random label", "SalUn"))           # for the medium and the high part
+PAPER = ("Fine-tune", "L1-sparse", "NegGrad+", "SalUn")      # what the paper refines (section 6)
+MIXES = (("Fine-tune", "SalUn"), ("SalUn", "SalUn"), ("NegGrad+", "SalUn"), ("Random label", "Random label"))
+#        of the medium and the high part, where nothing is done to the low one; the first two are the paper's
+ORACLE_MIXES = (("Random label", "Random label"), ("SalUn", "Random label"), ("Random label", "SalUn"),
+                ("NegGrad+", "SalUn"))                       # what a chooser without the oracle is compared with
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,20 @@ class Table:
     draws: tuple[Mapping[str, object], ...] = ({},)
     redrawn: Callable[[Callable, int, int], Callable] = lambda algorithm, seed, draw: algorithm
 
-    def cells(self, tuned: Mapping[object, Callable]) -> list[Cell]:
+    def run(self, study: Study, **how) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Choose the settings and report them: rows with the column "looks" (settings tried for that row), and the
+        record of the choice."""
+        tuned, record = study.tune(self.spaces, **how)
+        return study.unlearn(self.cells(tuned, record)), record
+
+    def cells(self, tuned: Mapping[object, Callable], record: pd.DataFrame | None = None) -> list[Cell]:
         """The runs that are reported, given the tuned algorithms by name: what `Study.unlearn` takes."""
         asked = [(name, self.spaces[name][0], algorithm) for name, algorithm in tuned.items()]
         asked += [(name, *fixed) for name, fixed in self.fixed.items()]
-        return [Cell(forget, self.redrawn(algorithm, seed, draw), seed, {**self._labels(name), **more}, self.mia)
+        looks = {} if record is None else record["name"].value_counts(sort=False).to_dict()
+        counted = {name: {} if record is None else {"looks": looks.get(name, 0)} for name, *_ in asked}
+        return [Cell(forget, self.redrawn(algorithm, seed, draw), seed,
+                     {**self._labels(name), **more, **counted[name]}, self.mia)
                 for name, forget, algorithm in asked for draw, more in enumerate(self.draws) for seed in self.seeds]
 
     def _labels(self, name: object) -> dict[str, object]:
@@ -120,32 +130,93 @@ def matched_sets(study: Study) -> dict[str, ForgetSet]:
 # -- Notebook 04: RUM -------------------------------------------------------------------------------------------------
 
 
+def space(p: Profile, name: str, looks: int) -> dict[str, tuple]:
+    """So many settings of an algorithm: learning rates, and a few values of the field that the profile names."""
+    field_, values = p.rum_values.get(name, (None, (None,)))
+    if field_ is None:
+        return {"lr": spaced(p.rum_rates, looks)}
+    values = values if looks >= 6 * len(values) else values[1:-1]        # few settings: the inner values alone
+    return {"lr": spaced(p.rum_rates, looks // len(values)), field_: values}
+
+
+def spaced(rates: tuple[float, ...], count: int) -> tuple[float, ...]:
+    """So many rates, from the first to the last of these and spaced as they are.
+
+    >>> spaced((0.001, 0.1), 3)
+    (0.001, 0.01, 0.1)
+    """
+    if len(rates) == 1:
+        return rates
+    places = torch.linspace(0, len(rates) - 1, count, dtype=torch.float64).tolist() if count > 1 else [len(rates) - 1]
+    pairs = [(min(int(place), len(rates) - 2), place) for place in places]
+    return tuple(float(f"{rates[k] * (rates[k + 1] / rates[k]) ** (place - k):.3g}") for k, place in pairs)
+
+
+def at_once(study: Study, name: str, forget: ForgetSet, epochs: int | None = None) -> tuple:
+    """An algorithm on the whole forget set, with as many settings to look at as a RUM has."""
+    p = study.profile
+    return forget, step(p, name, epochs), space(p, name, 3 * p.looks)
+
+
+def in_parts(study: Study, names: tuple[str, ...], forget: ForgetSet, refine: Callable | None = None, **how) -> tuple:
+    """A RUM with a step of each name ("nothing": none), whose settings are chosen step by step. All RUMs have as many
+    settings to look at."""
+    p = study.profile
+    steps = tuple(Keep() if name == "nothing" else step(p, name) for name in names)
+    looks = 3 * p.looks // sum(name != "nothing" for name in names)
+    spaces = ByStep(None if name == "nothing" else space(p, name, looks) for name in names)
+    return forget, RUM(refine or Refine(study.score, parts=3), steps, **how), spaces
+
+
+def reshuffled(algorithm: Callable, seed: int, draw: int) -> Callable:
+    """With random parts that are drawn anew for each seed."""
+    shuffled = isinstance(algorithm, RUM) and isinstance(algorithm.refine, Shuffled)
+    return replace(algorithm, refine=Shuffled(3, seed=seed)) if shuffled else algorithm
+
+
+def refinable(p: Profile) -> tuple[str, ...]:
+    """The algorithms that RUM is tried with: all of the profile but NegGrad, which cannot repair what it damages."""
+    return tuple(name for name in p.algorithms if name != "NegGrad")
+
+
 def rum_variants(study: Study) -> Table:
-    """Every algorithm but NegGrad on RUM's mix: once, once with three times the epochs, on three random thirds (drawn
-    again for each seed), and on three refined thirds in both orders."""
-    p, mix, refine = study.profile, study.levels()["mix"], Refine(study.score, parts=3)
-    spaces = {}
-    for name in p.algorithms:
-        if name != "NegGrad":
-            one = step(p, name)
-            ways = {"once": one, "once, 3x epochs": step(p, name, 3 * p.rum_budget),
-                    "shuffled": RUM(Shuffled(3), (one,) * 3), "RUM^F low to high": RUM(refine, (one,) * 3),
-                    "RUM^F high to low": RUM(refine, (one,) * 3, order=DOWN)}
-            spaces |= {(name, way): (mix, algorithm, p.rum_rates) for way, algorithm in ways.items()}
+    """Every algorithm on RUM's forget set: once, once with three times the epochs, on three random thirds (drawn again
+    for each seed), and on three refined thirds in both orders (RUM^F)."""
+    p, mix, spaces = study.profile, study.levels()["mix"], {}
+    for name in refinable(p):
+        spaces |= {(name, "once"): at_once(study, name, mix),
+                   (name, "once, 3x epochs"): at_once(study, name, mix, 3 * p.rum_budget),
+                   (name, "shuffled"): in_parts(study, (name,) * 3, mix, Shuffled(3)),
+                   (name, "RUM^F low to high"): in_parts(study, (name,) * 3, mix),
+                   (name, "RUM^F high to low"): in_parts(study, (name,) * 3, mix, order=DOWN)}
+    return Table(spaces, ("algorithm", "variant"), p.seeds, redrawn=reshuffled,
+                 fixed={("Nothing", "once"): (mix, Keep())})
 
-    def redrawn(algorithm: Callable, seed: int, draw: int) -> Callable:
-        shuffled = isinstance(algorithm, RUM) and isinstance(algorithm.refine, Shuffled)
-        return vary(algorithm, refine=Shuffled(3, seed=seed)) if shuffled else algorithm
 
-    return Table(spaces, ("algorithm", "variant"), p.seeds, redrawn=redrawn)
+def watched(study: Study) -> Table:
+    """RUM^F by SalUn and by NegGrad+ in both orders, to be watched step by step: for `Study.watch`."""
+    table = rum_variants(study)
+    spaces = {name: space for name, space in table.spaces.items()
+              if name[0] in ("SalUn", "NegGrad+") and name[1].startswith("RUM^F")}
+    return replace(table, spaces=spaces, fixed={})
 
 
 def mixed_rums(study: Study) -> Table:
-    """RUMs that leave the low part alone and unlearn the others with two algorithms."""
-    p, mix, refine = study.profile, study.levels()["mix"], Refine(study.score, parts=3)
-    spaces = {"nothing > " + " > ".join(pair): (mix, RUM(refine, (Keep(), *(step(p, name) for name in pair))),
-                                                p.rum_rates) for pair in MIXES}
-    return Table(spaces, ("algorithm",), p.seeds, draws=({"variant": "mixed RUM"},))
+    """RUMs that leave the low part alone and unlearn the others with two algorithms, in both orders."""
+    p, mix = study.profile, study.levels()["mix"]
+    pairs = [pair for pair in MIXES if set(pair) <= set(p.algorithms)]
+    spaces = {("nothing > " + " > ".join(pair), f"RUM {label}"): in_parts(study, ("nothing", *pair), mix, order=order)
+              for pair in pairs for label, order in (("low to high", None), ("high to low", DOWN))}
+    return Table(spaces, ("algorithm", "variant"), p.seeds)
+
+
+def by_proxies(study: Study) -> Table:
+    """SalUn and NegGrad+ refined by cheap proxies, as the follow-up study has it (arXiv 2410.16516)."""
+    mix, spaces = study.levels()["mix"], {}
+    for name in ("NegGrad+", "SalUn"):
+        for score in ("confidence", "holdout_retraining"):
+            spaces[name, f"RUM^F by {score}"] = in_parts(study, (name,) * 3, mix, Refine(study.proxy(score), parts=3))
+    return Table(spaces, ("algorithm", "variant"), study.profile.seeds)
 
 
 def scores(study: Study) -> dict[str, Score]:
@@ -159,85 +230,78 @@ def scores(study: Study) -> dict[str, Score]:
 
 def refined_by(study: Study) -> Table:
     """One RUM (nothing, random label, random label; from high to low), refined by each score and by chance."""
-    p, mix, label = study.profile, study.levels()["mix"], step(study.profile, "Random label")
+    mix, names = study.levels()["mix"], ("nothing", "Random label", "Random label")
     cut = {name: Refine(score, parts=3) for name, score in scores(study).items()} | {"chance": Shuffled(3)}
-    spaces = {name: (mix, RUM(parts, (Keep(), label, label), order=DOWN), p.rum_rates[-3:])
-              for name, parts in cut.items()}
-    return Table(spaces, ("score",), p.seeds, mia=False)
+    spaces = {name: in_parts(study, names, mix, parts, order=DOWN) for name, parts in cut.items()}
+    return Table(spaces, ("score",), study.profile.seeds, mia=False, redrawn=reshuffled)
 
 
 # -- Notebook 05: ablations of RUM ------------------------------------------------------------------------------------
 
 
-def ablation(study: Study, ways: Mapping[object, Callable], seeds: Iterable[int] | None = None,
-             columns: tuple[str, ...] = ("algorithm", "way"), **more) -> Table:
-    """Ways of unlearning RUM's mix, by (algorithm, way), tuned over the three largest rates of the RUM study (there,
-    the smallest one was hardly ever the best)."""
-    p, mix = study.profile, study.levels()["mix"]
-    spaces = {name: (mix, algorithm, p.rum_rates[-3:]) for name, algorithm in ways.items()}
-    return Table(spaces, columns, p.seeds if seeds is None else seeds, mia=False, **more)
+def draw(study: Study, number: int) -> Study:
+    """The same study of another draw of its data: noise, flipped labels, split, or choice of images."""
+    p = study.profile
+    again = replace(p, options={**p.options, "seed": number})
+    return study if number == p.options.get("seed", 0) else Study(again, quiet=study.quiet, home=study.home)
 
 
 def orders(study: Study) -> Table:
-    """RUM^F in all six orders, on the seeds of the verdict."""
-    p, refine = study.profile, Refine(study.score, parts=3)
-    ways = {(name, " > ".join(refine.names[k] for k in order)): RUM(refine, (step(p, name),) * 3, order=order)
-            for name in FAMILIES for order in permutations(range(3))}
-    return ablation(study, ways, range(p.verdict_seeds))
+    """RUM^F of the paper's algorithms in the orders that `rum_variants` has not."""
+    mix, names = study.levels()["mix"], Refine(study.score, parts=3).names
+    spaces = {(name, " > ".join(names[k] for k in order)): in_parts(study, (name,) * 3, mix, order=order)
+              for name in PAPER if name in study.profile.algorithms
+              for order in permutations(range(3)) if order not in ((0, 1, 2), DOWN)}
+    return Table(spaces, ("algorithm", "variant"), study.profile.seeds, mia=False)
 
 
-def waiting(study: Study) -> Table:
-    """What the orders are compared with: once with three times the epochs, and RUM^F whose waiting parts are left out
-    of the retain set."""
-    p, refine = study.profile, Refine(study.score, parts=3)
-    once = {(name, "once"): step(p, name, 3 * p.rum_budget) for name in FAMILIES}
-    left_out = {(name, "left out"): RUM(refine, (step(p, name),) * 3, waiting="leave_out") for name in FAMILIES}
-    return ablation(study, once | left_out, range(p.verdict_seeds))
+def left_out(study: Study) -> Table:
+    """Parts that wait are left out of the retain set, as the official code has it for entanglement."""
+    mix, spaces = study.levels()["mix"], {}
+    for name in PAPER:
+        if name in study.profile.algorithms:
+            ways = {"shuffled": {"refine": Shuffled(3)}, "RUM^F low to high": {},
+                    "RUM^F high to low": {"order": DOWN}}
+            spaces |= {(name, f"{way}, left out"): in_parts(study, (name,) * 3, mix, waiting="leave_out", **how)
+                       for way, how in ways.items()}
+    return Table(spaces, ("algorithm", "variant"), study.profile.seeds, mia=False, redrawn=reshuffled)
 
 
-def shuffles(study: Study) -> Table:
-    """Three random thirds, tuned on one draw of them and reported on three draws for each seed."""
-    ways = {(name, "shuffle 0"): RUM(Shuffled(3), (step(study.profile, name),) * 3) for name in FAMILIES}
-    return ablation(study, ways, draws=tuple({"way": f"shuffle {k}"} for k in (1, 2, 3)),
-                    redrawn=lambda rum, seed, draw: vary(rum, refine=Shuffled(3, seed=100 * seed + draw + 1)))
+def one_rate(study: Study) -> Table:
+    """RUM^F with one setting for all of its steps, as many settings tried."""
+    p, mix, refine = study.profile, study.levels()["mix"], Refine(study.score, parts=3)
+    spaces = {(name, f"{way}, one setting"): (mix, RUM(refine, (step(p, name),) * 3, order=order),
+                                              space(p, name, 3 * p.looks))
+              for name in PAPER if name in p.algorithms
+              for way, order in (("RUM^F low to high", None), ("RUM^F high to low", DOWN))}
+    return Table(spaces, ("algorithm", "variant"), p.seeds, mia=False)
 
 
-def parts(study: Study) -> Table:
-    """One to five parts, at about equal epochs in all."""
-    p = study.profile
-    epochs = {n: max(1, round(3 * p.rum_budget / n)) for n in range(1, 6)}
-    return ablation(study, {(name, n): RUM(Refine(study.score, parts=n), (step(p, name, epochs[n]),) * n)
-                            for name in ("Fine-tune", "Random label") for n in epochs})
-
-
-def idle(study: Study) -> Table:
-    """RUM^F from high to low where nothing is done to one of the parts."""
-    p, refine = study.profile, Refine(study.score, parts=3)
-    return ablation(study, {
-        (name, left): RUM(refine, tuple(Keep() if part == left else step(p, name) for part in refine.names), order=DOWN)
-        for name in ("Fine-tune", "Random label") for left in ("none", *refine.names)})
-
-
-def watched(study: Study) -> Table:
-    """RUMs that are watched step by step: the paper's, and random labels in both orders. For `Study.watch`."""
-    p, refine, label = study.profile, Refine(study.score, parts=3), step(study.profile, "Random label")
-    ways = {"nothing > fine-tune > SalUn": RUM(refine, (Keep(), step(p, "Fine-tune"), step(p, "SalUn"))),
-            "low > medium > high": RUM(refine, (label,) * 3, order=(0, 1, 2)),
-            "high > medium > low": RUM(refine, (label,) * 3, order=DOWN)}
-    return ablation(study, ways, columns=("way",))
+def large_share(study: Study) -> Table:
+    """The comparison of `rum_variants` for a forget set of several times the share, two algorithms."""
+    p, spaces = study.profile, {}
+    large = study.forget_set("large mix", study.score.pick(3 * p.set_size, "mix"))
+    for name in ("Fine-tune", "SalUn"):
+        spaces |= {(name, "once, 3x epochs"): at_once(study, name, large, 3 * p.rum_budget),
+                   (name, "shuffled"): in_parts(study, (name,) * 3, large, Shuffled(3)),
+                   (name, "RUM^F low to high"): in_parts(study, (name,) * 3, large),
+                   (name, "RUM^F high to low"): in_parts(study, (name,) * 3, large, order=DOWN)}
+    return Table(spaces, ("algorithm", "variant"), p.seeds, mia=False, redrawn=reshuffled)
 
 
 def high_part(study: Study) -> Table:
     """Random label, Top-K or a projection for the high part; nothing and random label for the others."""
     p, mix, refine = study.profile, study.levels()["mix"], Refine(study.score, parts=3)
     label, common = step(p, "Random label"), dict(batch_size=p.recipe.batch_size, schedule="linear", clip=5.0)
+    known, looks = space(p, "Random label", p.looks), spaced(p.rum_rates, p.looks)
     ways = {
-        "random label": (label, {}),
-        "Top-K": (TopK(k=0.1, perturb="gauss_rel", sigma=1.5, tolerance=None, epochs=p.rum_budget, **common), {}),
+        "random label": (label, known),
+        "Top-K": (TopK(k=0.1, perturb="gauss_rel", sigma=1.5, tolerance=None, epochs=p.rum_budget, **common),
+                  {"lr": looks}),
         "projection": (ClassProjection(30.0, 30.0, samples=None, granularity="examples"),
-                       {"alpha_forget": (3.0, 30.0, 300.0)})}
-    spaces = {name: (mix, RUM(refine, (Keep(), label, way), order=DOWN), {"lr": p.rum_rates[-3:]} | space)
-              for name, (way, space) in ways.items()}
+                       {"alpha_forget": spaced((1.0, 1000.0), p.looks)})}
+    spaces = {name: (mix, RUM(refine, (Keep(), label, way), order=DOWN), ByStep((None, known, tried)))
+              for name, (way, tried) in ways.items()}
     return Table(spaces, ("high part",), p.seeds)
 
 
@@ -266,7 +330,7 @@ def with_oracle(study: Study, sets: Mapping[str, ForgetSet]) -> Table:
     p, refine = study.profile, Refine(study.score, parts=3)
     spaces = {(name, pair, order): (forget, RUM(refine, (Keep(), *(step(p, way) for way in pair)), order=order),
                                     p.rum_rates[-3:])
-              for name, forget in sets.items() for pair in (*MIXES[3:], MIXES[1]) for order in ((0, 1, 2), DOWN)}
+              for name, forget in sets.items() for pair in ORACLE_MIXES for order in ((0, 1, 2), DOWN)}
     return Table(spaces, ("set", "pair", "order"), ())
 
 
@@ -284,7 +348,8 @@ def selectors(study: Study) -> dict[str, Callable]:
         "RF-JSD": auto(JensenShannon(validation)),
         "twin": Calibrated(auto(judge), p.make_model, p.recipe),
         "always random label": RUM(refine, (Keep(), choices[0], choices[0]), order=DOWN),
-        "always as the paper": vary(RUM(refine, (Keep(), step(p, "Fine-tune"), step(p, "SalUn"))), lr=p.rum_rates[0])}
+        "always as the paper": vary(RUM(refine, (Keep(), step(p, "Fine-tune"), step(p, "SalUn"))),
+                                    lr=p.rum_rates[-4:][0])}
 
 
 def choosers(study: Study, sets: Mapping[str, ForgetSet], best: Mapping[str, Callable]) -> Table:
@@ -340,7 +405,7 @@ def corrections(study: Study) -> Table:
 TABLES: dict[str, tuple[Callable[[Study], Table], ...]] = {  # by notebook; notebook 06 takes its sets as arguments
     "03": (memorization_levels, lambda study: entanglement(study, entanglement_bands(study)),
            lambda study: entanglement(study, matched_sets(study))),
-    "04": (rum_variants, mixed_rums, refined_by, memorization_levels),
-    "05": (orders, waiting, shuffles, parts, idle, watched, high_part),
+    "04": (rum_variants, mixed_rums, by_proxies, refined_by, memorization_levels),
+    "05": (one_rate, large_share, high_part),
     "12": (corrections,),
 }

@@ -232,10 +232,14 @@ class Study(Memoized):
             return found
 
         def evaluate(tried):
-            rows = self.unlearn(Cell(forget, algorithm, seed, {"trial": k}, mia=False)
-                                for k, (forget, algorithm) in enumerate(tried) for seed in self.profile.tuning_seeds)
+            seeds = self.profile.tuning_seeds
+            begun = {k: one for k, one in enumerate(tried) if one[2] is not None}
+            rows = pd.concat([
+                self.unlearn(Cell(forget, algorithm, seed, {"trial": k}, mia=False)
+                             for k, (forget, algorithm, steps) in enumerate(tried) if steps is None for seed in seeds),
+                tables.first_steps(self, begun, seeds)])
             rows = rows.reindex(columns=["trial", "tow", "diverged"])    # no tow at all if every run diverged
-            return rows.groupby("trial").agg(tow=("tow", lambda tow: tow.mean(skipna=False)),
+            return rows.groupby("trial").agg(tow=("tow", lambda tow: tow.astype(float).mean(skipna=False)),
                                              diverged=("diverged", "sum"))
 
         return tuning.choose(spaces, evaluate, trials)

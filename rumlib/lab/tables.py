@@ -16,6 +16,7 @@ import pandas as pd
 from rumlib.lab import computations as made
 from rumlib.lab.computations import ForgetSet, union
 from rumlib.lab.memo import Failure, Memoized, identify, plain
+from rumlib.rum import RUM
 from rumlib.spdgan import SPDGAN
 
 
@@ -53,6 +54,24 @@ def unlearn(study: Memoized, cells: Iterable[Cell]) -> pd.DataFrame:
     study.refuse_failures([*originals, *oracles, *rows])
     return pd.DataFrame([{"set": cell.forget.name, "seed": cell.seed, **cell.labels, **row["values"]}
                          for cell, row in zip(cells, rows, strict=True)])
+
+
+def first_steps(study: Memoized, tried: Mapping[int, tuple[ForgetSet, RUM, int]], seeds: Iterable[int]) -> pd.DataFrame:
+    """RUMs after their first steps, each beside the model retrained without what is gone by then: one row for each
+    trial -> (forget set, RUM, steps done) and seed."""
+    seeds, tasks = list(seeds), []
+    for trial, (forget, rum, done) in tried.items():
+        gone, _ = made.split(study, forget)
+        parts = [ForgetSet("part", part.index.sort().values) for part in rum.refine(gone)]
+        order = rum.order or range(len(parts))
+        steps = tuple(rum.steps[k] for k in order[:done])
+        tasks += [(trial, tuple(parts[k] for k in order), steps, rum.waiting, seed) for seed in seeds]
+    study.originals(seeds)
+    study.oracles({union(parts[:len(steps)]): None for _, parts, steps, *_ in tasks}, seeds)
+    before = {(parts, steps[:-1], *rest): None for _, parts, steps, *rest in tasks if steps[1:]}
+    study.compute_many(made.stage, before, "steps before")
+    found = study.compute_many(made.step, [task[1:] for task in tasks], "steps")
+    return pd.DataFrame([{"trial": task[0], "seed": task[-1], **row} for task, row in zip(tasks, found, strict=True)])
 
 
 def watch(study: Memoized, cells: Iterable[Cell]) -> pd.DataFrame:

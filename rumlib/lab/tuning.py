@@ -4,6 +4,7 @@
     study.tune({name: (forget_set, algorithm, {"lr": (0.01, 0.1), "alpha": (0.9, 0.99)})})     # a grid
     rates = optuna.distributions.FloatDistribution(0.001, 1, log=True)
     study.tune({name: (forget_set, algorithm, {"lr": rates})}, trials=20)                      # searched by Optuna
+    study.tune({name: (forget_set, rum, ByStep((None, (0.01, 0.1), (0.01, 0.1))))})           # of a RUM, step by step
     chosen, record = study.tune(spaces, on_file=True)        # read, if the package has them on file
     publish(study.profile, record)                           # rumlib/lab/tuned/<profile>.json, which the package ships
     tuned("laptop")["low", "Fine-tune", 3]["values"]         # {"lr": 0.05}
@@ -17,8 +18,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -27,6 +27,7 @@ import torch
 
 from rumlib.lab.profiles import Profile
 from rumlib.lab.settings import plain_name
+from rumlib.rum import RUM
 
 Setting = dict[str, object]
 Search = Generator[list[Setting], list[float], None]
@@ -119,44 +120,99 @@ def _optuna(space: Mapping[str, object], trials: int) -> Search:
             study.tell(trial, None if failed else tow, state=optuna.trial.TrialState.FAIL if failed else None)
 
 
+@dataclass(frozen=True)
+class ByStep:
+    """Spaces for the steps of a RUM, spaces[k] for part k: its settings are chosen one step after the other, in its
+    order, each against the model retrained without the parts that are gone by then. None: nothing to choose.
+
+    Source: arXiv 2406.01257, A.2: the settings of a RUM are adjusted at each step.
+    """
+
+    spaces: tuple
+
+    def __post_init__(self):
+        object.__setattr__(self, "spaces", tuple(self.spaces))
+
+
 def choose(cells: Mapping[tuple, tuple], evaluate: Callable[[list[tuple]], pd.DataFrame],
            trials: int | None = None) -> tuple[dict, pd.DataFrame]:
     """Choose settings by their mean ToW against the retrained oracle.
 
-    cells     name -> (forget set, algorithm, space), see `search`
-    evaluate  gives the "tow" (NaN: diverged) and number "diverged" of each in a list of (forget set, algorithm)
+    cells     name -> (forget set, algorithm, space), see `search`; for a RUM the space may be a `ByStep`
+    evaluate  gives the "tow" (NaN: diverged) and number "diverged" of each in a list of (forget set, algorithm, steps);
+              steps are the first ones of a RUM that are done, None: all that the algorithm does
 
-    Returns the algorithms with the chosen values under the same names, and the record of all that was tried; in it,
-    "rate" is the learning rate. A setting that diverges on any tuning seed is not chosen. Raises FloatingPointError if
-    every setting of a name diverged.
+    Returns the algorithms with the chosen values under the same names, and the record of all that was tried: name,
+    part (of a RUM whose steps are chosen one by one), setting, "rate" (the learning rate in it), ToW, and whether it
+    was chosen. What a name has cost in looks at the oracle is the number of its rows. A setting that diverges on any
+    tuning seed is not chosen. Raises FloatingPointError if every setting of a name diverged.
     """
-    searches = {name: search(space, trials) for name, (_, _, space) in cells.items()}
-    asked = {name: next(searching) for name, searching in searches.items()}
-    tried = []
+    running = {name: _tuning(name, *cell, trials) for name, cell in cells.items()}
+    asked, chosen, tried = {name: next(one, []) for name, one in running.items()}, {}, {}
     while asked:
-        trial = [(name, setting) for name, settings in asked.items() for setting in settings]
-        found = evaluate([(cells[name][0], apply_setting(cells[name][1], setting)) for name, setting in trial])
-        tows = dict.fromkeys(asked, ())
-        for (name, setting), tow, diverged in zip(trial, found["tow"], found["diverged"], strict=True):
-            rate = {"rate": setting["lr"]} if "lr" in setting else {}
-            tried.append({"name": name, **rate, "setting": setting, "forget": cells[name][0].digest,
-                          "tow": float(tow), "diverged": int(diverged)})
-            tows[name] += (float(tow),)
-        asked = {}
-        for name, told in tows.items():
-            with suppress(StopIteration):
-                asked[name] = searches[name].send(list(told))
-    record = pd.DataFrame(tried).assign(chosen=False)
+        found = iter(evaluate([candidate for candidates in asked.values() for candidate in candidates])
+                     [["tow", "diverged"]].itertuples(index=False))
+        told, asked = {name: [next(found) for _ in candidates] for name, candidates in asked.items()}, {}
+        for name, results in told.items():
+            try:
+                asked[name] = running[name].send(results)
+            except StopIteration as done:
+                chosen[name], tried[name] = done.value
+    record = pd.DataFrame([row for name in cells for row in tried[name]])
     record.attrs["source"] = "searched"
-    chosen = {}
-    for name, (_, algorithm, _) in cells.items():
-        mine = _of(record, name)
-        if mine["tow"].isna().all():
-            raise FloatingPointError(f"{name}: every setting of {list(mine['setting'])} diverged; try smaller ones")
-        best = mine["tow"].idxmax()
-        record.loc[best, "chosen"] = True
-        chosen[name] = apply_setting(algorithm, mine.loc[best, "setting"])
-    return chosen, record
+    return {name: chosen[name] for name in cells}, record
+
+
+def _tuning(name: object, forget, algorithm: Callable, space, trials: int | None) -> Generator:
+    """Yields lists of (forget set, algorithm, steps) to evaluate and is sent their (ToW, diverged); returns the tuned
+    algorithm and what was tried."""
+    record = []
+    for steps, part, values in _stages(algorithm, space):
+        searching, tried = search(values, trials), []
+        settings = next(searching)
+        while settings:
+            found = yield [(forget, _with(algorithm, part, setting), steps) for setting in settings]
+            tried += [{"name": name, "part": None if part is None else _names(algorithm)[part], "setting": setting,
+                       "rate": setting.get("lr"), "forget": forget.digest, "tow": float(tow), "diverged": int(diverged),
+                       "chosen": False} for setting, (tow, diverged) in zip(settings, found, strict=True)]
+            try:
+                settings = searching.send([float(tow) for tow, _ in found])
+            except StopIteration:
+                settings = []
+        finite = [row for row in tried if not math.isnan(row["tow"])]
+        if not finite:
+            raise FloatingPointError(f"{name}: every setting of {[row['setting'] for row in tried]} diverged; try "
+                                     f"smaller ones")
+        best = max(finite, key=lambda row: row["tow"])       # the first of equal ones
+        best["chosen"] = True
+        algorithm = _with(algorithm, part, best["setting"])
+        record += tried
+    return algorithm, record
+
+
+def _stages(algorithm: Callable, space) -> list[tuple[int | None, int | None, object]]:
+    """(steps done, number of the part, space) for each choice that is made, one after the other."""
+    if not isinstance(space, ByStep):
+        return [(None, None, space)]
+    if not isinstance(algorithm, RUM) or len(algorithm.steps) != len(space.spaces):
+        raise ValueError(f"ByStep has a space for each step of a RUM; got {len(space.spaces)} spaces for {algorithm!r}")
+    order = algorithm.order or range(len(algorithm.steps))
+    found = [(k + 1, part, space.spaces[part]) for k, part in enumerate(order) if space.spaces[part] is not None]
+    if not found:
+        raise ValueError(f"there is nothing to choose in any step of {algorithm!r}")
+    return found
+
+
+def _with(algorithm: Callable, part: int | None, setting: Setting) -> Callable:
+    if part is None:
+        return apply_setting(algorithm, setting)
+    steps = [apply_setting(step, setting) if k == part else step for k, step in enumerate(algorithm.steps)]
+    return replace(algorithm, steps=tuple(steps))
+
+
+def _names(rum: RUM) -> tuple[str, ...]:
+    """What the parts of a RUM are called."""
+    return getattr(rum.refine, "names", tuple(f"part {k}" for k in range(1, len(rum.steps) + 1)))
 
 
 def _of(record: pd.DataFrame, name: tuple) -> pd.DataFrame:
@@ -175,6 +231,8 @@ def on_file(p: Profile, cells: Mapping[tuple, tuple], folder: Path = FOLDER) -> 
         return None
     chosen, tried = {}, []
     for name, (forget, algorithm, space) in cells.items():
+        if isinstance(space, ByStep):
+            return None
         entry = entries.get(name, {})
         record = [({k: v for k, v in trial.items() if k != "tow"}, trial["tow"]) for trial in entry.get("search", ())]
         asked = [setting for settings in search(space) for setting in settings]
