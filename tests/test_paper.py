@@ -37,7 +37,7 @@ def paper(home, *arguments):
 
 @pytest.fixture
 def home(tmp_path):
-    """Two notebooks that train an original model for each seed; that of the claims counts what the other has written."""
+    """Two notebooks that train an original model for each seed; that of the claims counts what the other wrote."""
     (tmp_path / "notebooks").mkdir()
     train = ("from rumlib.lab import Study\nstudy = Study(profile, seeds=seeds, quiet=quiet)\n"
              "study.originals(study.profile.seeds)\nstudy.figures.mkdir(parents=True, exist_ok=True)\n"
@@ -87,6 +87,16 @@ def test_a_run_on_a_cluster_starts_one_for_all_notebooks_and_each_has_its_own_li
     study = Study("smoke", home=home)
     assert asked == {name: [["original", digest_of(original.identity(study, seed))]]
                      for name, seed in seeds.items()}
+
+
+def test_the_notebook_of_the_claims_comes_last_whatever_its_number(home, monkeypatch):
+    count = (home / "notebooks/01_claims.ipynb").rename(home / "notebooks/00_claims.ipynb")
+    (home / "notebooks/00_one.ipynb").rename(home / "notebooks/03_one.ipynb")
+    called = []
+    monkeypatch.setenv("RUM_HOME", str(home))
+    monkeypatch.setattr(run.Run, "execute", lambda self, source, place: called.append(source.name))
+    run.main("smoke")
+    assert called == ["03_one.ipynb", count.name]
 
 
 @pytest.mark.parametrize("arguments, words", [

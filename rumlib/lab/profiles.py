@@ -133,9 +133,14 @@ class Profile:
         """The profiles of all studies that its notebooks open."""
         return (self, self.for_classes(), *((self.for_flips(),) if self.flips else ()))
 
+    @property
+    def wrong_labels(self) -> bool:
+        """Whether wrong labels of its data are known: those of the digits are, unless there are to be none."""
+        return bool(self.options.get("labels") or self.options.get("flips", self.data == "digits"))
+
     def includes(self, notebook: str) -> bool:
-        """Whether the study runs the notebook of that name or number."""
-        return not self.notebooks or notebook[:2] in self.notebooks
+        """Whether the study runs the notebook of that name or number; that of label errors needs known ones."""
+        return (notebook[:2] in self.notebooks or not self.notebooks) and (notebook[:2] != "12" or self.wrong_labels)
 
     def check(self) -> None:
         """Say early what is missing: looks for the device and loads the data, unless they come along. Raises what
