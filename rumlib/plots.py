@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 INK = "#333333"
 COLOURS = {
     "Fine-tune": "#0072B2", "L1-sparse": "#56B4E9", "NegGrad": "#999999", "NegGrad+": "#E69F00",
-    "SCRUB": "#009E73", "Random label": "#D55E00", "SalUn": "#CC79A7",
+    "SCRUB": "#009E73", "Random label": "#D55E00", "SalUn": "#CC79A7", "Influence": "#000000", "Original": "#BBBBBB",
     "Top-K": "#009E73", "Random-k": "#56B4E9", "Global noise": "#E69F00",
     "low": "#56B4E9", "medium": "#E69F00", "high": "#D55E00", "retain": "#000000", "test": "#999999",
     "once": "#BBBBBB", "once, 3x epochs": "#555555", "shuffled": "#56B4E9", "RUM^F low to high": "#0072B2",

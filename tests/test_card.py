@@ -16,7 +16,7 @@ from torchvision.models import resnet18
 
 import rumlib as rum
 from rumlib.lab import Card, ForgetSet
-from rumlib.lab.codehash import digest_of
+from rumlib.lab.keys import digest_of
 
 make_model = partial(resnet18, num_classes=3)
 finetune = rum.Finetune(epochs=1, lr=0.01, batch_size=3)

@@ -33,7 +33,7 @@ from rumlib.lab.check import (
     table,
     verify,
 )
-from rumlib.lab.codehash import digest_of
+from rumlib.lab.keys import digest_of
 from rumlib.lab.memo import ResultsFailed, _session
 from rumlib.lab.settings import notebook
 from rumlib.lab.store import parse

@@ -13,7 +13,8 @@ from joblib.externals.loky.backend.reduction import dumps
 
 import rumlib as rum
 from rumlib.lab import Study
-from rumlib.lab.codehash import APART, PACKAGE, Package, code_of, codes
+from rumlib.lab.codehash import APART, PACKAGE, Package, code_of
+from rumlib.lab.keys import codes
 
 ROOT = Path(rum.__file__).parent
 COMPUTED = {kind: PACKAGE.kinds[kind] for kind in ("bank", "original", "probed", "oracle", "run")}

@@ -160,7 +160,7 @@ def test_a_worker_without_this_rumlib_is_reported(cluster, tmp_path):
 
 
 def test_a_scheduler_without_workers_is_reported(cluster, monkeypatch):
-    monkeypatch.setattr(engine, "ANSWER", 5)
+    monkeypatch.setattr(engine, "ANSWER", 2)
     address = cluster[0]()
     with pytest.raises(RuntimeError, match=f"{address} has no worker.*start workers"):
         next(engine.run(add, [(1, 2)]))
@@ -188,6 +188,7 @@ def test_an_address_without_a_scheduler_is_named(address, dask, monkeypatch):
 
 
 def test_something_else_that_listens_is_not_waited_for(dask, monkeypatch):
+    monkeypatch.setattr(engine, "CONNECT", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", f"tcp://127.0.0.1:{silent.getsockname()[1]}")
         began = time.monotonic()

@@ -17,8 +17,8 @@ from papermill.exceptions import PapermillExecutionError
 
 import rumlib as rum
 from rumlib.lab import Study, files, run
-from rumlib.lab.codehash import digest_of
 from rumlib.lab.computations import original
+from rumlib.lab.keys import digest_of
 
 
 def notebook(path, *cells, **parameters):

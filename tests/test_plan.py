@@ -29,14 +29,17 @@ def test_the_results_of_a_plan_are_those_of_the_study(tmp_path, monkeypatch):
     for name in plan.notebooks:
         ask(study, name[:2])
     left = {kind: len(list(study.store.folder.glob(f"{kind}/*.json"))) for kind in plan.results["kind"].unique()}
-    assert plan.results["kind"].value_counts().to_dict() == left and left["bank"] == 2
+    planned = plan.results["kind"].value_counts().to_dict()
+    oracles = planned.pop("oracle")                          # parts by two scores may be the same examples
+    assert planned == {kind: n for kind, n in left.items() if kind != "oracle"} and left["bank"] == 2
+    assert left["oracle"] <= oracles <= 1.1 * left["oracle"]
     disk = sum(path.stat().st_size for path in study.store.folder.glob("*/*"))
     assert plan.results["GB"].sum() * 1e9 == pytest.approx(disk, rel=0.35)
-    for kind in "original", "oracle", "run":
+    for kind, tolerance in {"original": 0, "oracle": 0.1, "run": 0.02}.items():
         planned = sum(examples for task in plan.tasks if task.kind == kind for _, examples in plan.trained(task))
         spent = sum(study.store.read(kind, path.stem)["values"]["examples"]
                     for path in study.store.folder.glob(f"{kind}/*.json"))
-        assert planned == spent if kind != "run" else planned == pytest.approx(spent, rel=0.02)
+        assert planned == pytest.approx(spent, rel=tolerance)
 
 
 @pytest.mark.parametrize("name", [*PROFILES, "imagenet"])
@@ -88,14 +91,16 @@ def test_a_rum_costs_what_its_steps_do_on_what_is_left():
     assert [found for _, found in work(left_out, 200, 1000)] == [1000, 0]
 
 
-@pytest.mark.parametrize("algorithm", [rum.Finetune(epochs=1), rum.NegGradPlus(epochs=3), rum.InfluenceUnlearning()],
+@pytest.mark.parametrize("forget, retain", [(512, 16 * 1024), (8 * 1024, 8 * 1024)])
+@pytest.mark.parametrize("algorithm", [rum.Finetune(epochs=1), rum.NegGrad(epochs=2), rum.NegGradPlus(epochs=3),
+                                       rum.Scrub(epochs=2), rum.InfluenceUnlearning()],
                          ids=lambda algorithm: type(algorithm).__name__)
-def test_a_large_set_costs_what_the_line_through_smaller_ones_says(algorithm):
-    [(_, planned)] = work(algorithm, 512, 16 * 1024)
-    n, model = 512 + 16 * 1024, rum.models.mlp(shape=(1, 1, 1), hidden=())
+def test_a_large_set_costs_what_the_line_through_smaller_ones_says(algorithm, forget, retain):
+    [(_, planned)] = work(algorithm, forget, retain)
+    n, model = forget + retain, rum.models.mlp(shape=(1, 1, 1), hidden=())
     data = rum.Examples(torch.rand(n, 1, 1, 1), torch.arange(n) % 10)
     with rum.train.cost() as real:
-        algorithm(model, *data.split(torch.arange(n) < 512))
+        algorithm(model, *data.split(torch.arange(n) < forget))
     assert planned == real.examples
 
 

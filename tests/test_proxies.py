@@ -338,6 +338,23 @@ def test_mmd_never_holds_the_whole_kernel(clouds, monkeypatch):
     assert max(max(size) for size in sizes) == 16
 
 
+def test_the_median_width_of_mmd_is_that_of_all_pairs_and_knows_no_unit(clouds):
+    points = torch.cat(clouds).double()
+    distances = np.sort(np.linalg.norm(points[:, None].numpy() - points[None].numpy(), axis=2)[np.triu_indices(
+        len(points), 1)])
+    gamma = 1 / (2 * distances[(len(distances) - 1) // 2] ** 2)
+    found = rum.mmd(*clouds, gamma="median")
+    assert found == pytest.approx(rum.mmd(*clouds, gamma=gamma))
+    assert found == pytest.approx(rum.mmd(*(1000 * cloud for cloud in clouds), gamma="median"))
+    wide = (100 * torch.randn(30, 5, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+    assert rum.mmd(*wide) == pytest.approx(2 / 30)           # a kernel that sees no two points as near says nothing
+    with pytest.raises(ValueError, match="median distance is 0; give gamma"):
+        rum.mmd(torch.zeros(5, 2), torch.zeros(4, 2), gamma="median")
+    for wrong in (0, -1.0, "mean"):
+        with pytest.raises(ValueError, match="gamma must be a number above 0"):
+            rum.mmd(*clouds, gamma=wrong)
+
+
 def test_neighbours_are_the_nearest(clouds):
     points, _ = clouds
     found = rum.scores.neighbours(points, 7, 5)

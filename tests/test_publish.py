@@ -413,6 +413,17 @@ def test_results_of_another_profile_are_not_unpacked(done, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_results_of_format_1_are_read_and_not_unpacked(done, tmp_path):
+    """What computes them was hashed otherwise: all would be stale."""
+    folder, home = shutil.copytree(done.packed, tmp_path / "packed"), tmp_path / "home"
+    text = (folder / "manifest.json").read_text().replace('"format": 2', '"format": 1')
+    (folder / "manifest.json").write_text(text)
+    assert len(list(Published(folder))) == len(list(Published(done.packed)))
+    with pytest.raises(ValueError, match=rf"are of format 1, which is read \(make paper FROM={folder}\)"):
+        unpack("tiny", folder, home)
+    assert not home.exists()
+
+
 def test_the_commands_say_what_they_did(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RUM_HOME", str(tmp_path))
     Study("smoke", quiet=True).originals([0])

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import rumlib as rum
+from rumlib.lab import claims
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
@@ -44,3 +45,10 @@ def test_your_own_algorithm_in_under_twenty_lines(planted):
 def test_every_page_that_it_links_to_is_there():
     links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
     assert all((ROOT / link).exists() for link in links if not link.startswith("http"))
+
+
+def test_the_claims_are_those_of_the_tables():
+    text = (ROOT / "README.md").read_text()
+    table = text.split(claims.MARKS[0])[1].split(claims.MARKS[1])[0]
+    profiles = re.findall(r"`([\w-]+)`", table.splitlines()[1])
+    assert table == "\n" + claims.written(ROOT, profiles) and "laptop" in profiles

@@ -42,7 +42,7 @@ import rumlib as rum
 from rumlib import metrics, models, train
 from rumlib.lab import Cell, ForgetSet, Study, profile
 from rumlib.lab import computations as made
-from rumlib.lab.codehash import digest_of
+from rumlib.lab.keys import digest_of
 from rumlib.lab.memo import Stopped
 from rumlib.lab.store import Store
 from rumlib.spdgan import SPDGAN

@@ -218,11 +218,13 @@ def test_what_was_chosen_is_on_file_with_its_search(study, forget, tmp_path):
 
 
 def test_the_package_ships_what_was_chosen_for_the_laptop():
-    found = tuned("laptop")
-    p = profile("laptop")
-    for (level, name, budget), entry in found.items():
-        assert level in ("low", "medium", "high") and budget in p.budgets
+    found, p = tuned("laptop"), profile("laptop")
+    for name, entry in found.items():
         best = max(trial["tow"] for trial in entry["search"] if trial["tow"] is not None)
         assert entry["tow"] == best and {**entry["values"], "tow": best} in entry["search"], name
-    assert {(level, name, budget) for level in ("low", "medium", "high") for name in (*p.algorithms, *p.further)
-            for budget in p.budgets} == set(found)
+        assert entry["seeds"] == list(p.tuning_seeds)
+    (budget,) = p.budgets
+    ways = {"": protocol.candidates(p, budget) | protocol.NOTHING}
+    ways |= dict.fromkeys(("ES ", "matched "), protocol.of_the_paper(p, budget))
+    assert set(found) == {(f"{of}{level}", name, budget) for of, some in ways.items() for name in some
+                          for level in ("low", "medium", "high")}

@@ -28,7 +28,8 @@ from torch import nn
 from rumlib.data import Examples, check_disjoint, digest
 from rumlib.device import as_seed
 from rumlib.lab import files
-from rumlib.lab.codehash import PACKAGE, digest_of
+from rumlib.lab.codehash import PACKAGE
+from rumlib.lab.keys import digest_of
 from rumlib.lab.store import put
 from rumlib.models import Factory, anchor, build, describe
 from rumlib.train import Cost

@@ -35,7 +35,8 @@ from pathlib import Path
 from statistics import median
 
 from rumlib.lab import settings
-from rumlib.lab.codehash import PACKAGE, codes, differences, digest_of, parse
+from rumlib.lab.codehash import PACKAGE
+from rumlib.lab.keys import codes, differences, digest_of, parse
 
 STATES = ("done", "unasked", "missing", "failed", "stale", "damaged")
 # Of shares, such as accuracies, and of the norm of a tensor. Between AVX2 and AVX-512, 0.0007 was the most on digits.

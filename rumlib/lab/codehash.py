@@ -1,9 +1,8 @@
-"""What a result depends on, as hashes: of its code, and of everything else that plain values can say.
+"""The code that a result depends on, as a hash.
 
     code_of(Finetune)                                        # changes with its loss, with `xent`, with `descend`, ...
     code_of(computations.run)                                # ... and not with an algorithm that it does not name
     PACKAGE.reached("rumlib.train.fit")                      # the definitions behind it, by name
-    digest_of({"lr": 0.1})                                   # of a value that JSON can hold
 
 A definition is a function, a class or a constant at the top of a file. Its hash covers its own code and that of every
 definition that it reaches: those that it names, those that these name, and so on. What a definition is called, and in
@@ -22,7 +21,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -47,46 +45,6 @@ def code_of(thing: type | Callable) -> str:
         return PACKAGE.code(f"{thing.__module__}.{thing.__qualname__.partition('.<locals>')[0]}")
     own = Own(_home(thing))
     return own.code(own.reference(thing))
-
-
-def digest_of(value: object) -> str:
-    """Hash of anything that JSON can hold; the key of a result is that of its identity."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def differences(one, other, name: str = "") -> list[str]:
-    """Where two values that JSON can hold differ: "study.data", "arguments.algorithm.fields.lr"."""
-    if one == other:
-        return []
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        names = dict.fromkeys((*one, *other))
-        return [part for key in names for part in differences(one.get(key), other.get(key), f"{name}.{key}".strip("."))]
-    return [name]
-
-
-def codes(identity: object) -> dict[str, str]:
-    """Name -> hash of all code that an identity names: of the kind of result, and of classes and functions in it."""
-    if isinstance(identity, list):
-        return {name: code for part in identity for name, code in codes(part).items()}
-    if not isinstance(identity, Mapping):
-        return {}
-    names = [identity[key] for key in ("what", "class", "function") if key in identity and "code" in identity]
-    return {**{name: identity["code"] for name in names}, **codes(list(identity.values()))}
-
-
-def parse(text: bytes, key: str) -> dict:
-    """What the file of a result holds. Raises ValueError where it is not whole, or is not the result with this key."""
-    try:
-        result = json.loads(text)
-        kept = {name: result[name] for name in ("identity", "values", "seconds", "made")}
-        whole = result.get("checksum") == digest_of(kept)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
-        raise ValueError(f"it cannot be read: {problem!r}") from problem
-    if not whole:
-        raise ValueError("its checksum does not fit its values")
-    if digest_of(kept["identity"]) != key:
-        raise ValueError("it is the file of another result")
-    return kept
 
 
 def _hash(value: object) -> str:

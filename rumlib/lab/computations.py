@@ -15,25 +15,25 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 import torch
 from torch import Tensor, nn
 
 from rumlib.algorithms import Keep, Retrain
 from rumlib.data import Examples, digest
-from rumlib.lab.codehash import digest_of
+from rumlib.lab.keys import digest_of
 from rumlib.lab.memo import Computation, Memoized, identify, memoize
 from rumlib.metrics import Evaluation, accuracies, class_accuracies, class_mia, evaluate, evaluation, jensen_shannon
-from rumlib.models import build
+from rumlib.models import build, mlp
 from rumlib.proxies import HOLDOUT, TRACED, Curvature, Trace, proxy
 from rumlib.rum import RUM, stream
-from rumlib.scores import Score, bands, matched, mmd
+from rumlib.scores import Score, bands, matched, memorization, mmd
 from rumlib.scores import bank as train_bank
 from rumlib.scores import entanglement as entanglement_score
 from rumlib.spdgan import SPDGAN, probes, unlearning_degree
 from rumlib.stats import tow_between
-from rumlib.train import cost, count_examples, derive_seed, features, fit, predict
+from rumlib.train import Recipe, cost, count_examples, derive_seed, features, fit, predict
 
 # -- Forget sets ------------------------------------------------------------------------------------------------------
 
@@ -162,11 +162,22 @@ def matched_sets(study: Memoized, score: Score, size: int, seed: int) -> dict:
 
 @memoize("entanglement")
 def entanglement(study: Memoized, forget: ForgetSet, seed: int) -> dict:
-    """Entanglement score and MMD (the root, as published) of a forget set with the rest, in the original model's
-    embedding."""
+    """Entanglement score and MMD (the root, as published; by the published kernel, and by one as wide as the median
+    distance) of a forget set with the rest, in the original model's embedding."""
     points, gone = embedding(study, seed), torch.isin(study.train.index, forget.index)
     score = entanglement_score(forget_features=points[gone], retain_features=points[~gone])
-    return {"entanglement": score, "mmd": math.sqrt(max(mmd(points[~gone], points[gone]), 0))}
+    published, median = (math.sqrt(max(mmd(points[~gone], points[gone], gamma), 0)) for gamma in (1.0, "median"))
+    return {"entanglement": score, "mmd": published, "mmd_median": median}
+
+
+@memoize("plane")
+def plane(study: Memoized, seed: int) -> dict:
+    """The original model's embedding of the training data in the plane of its first two principal components, (n, 2),
+    from the centroid."""
+    points = embedding(study, seed)
+    centred = (points - points.mean(0)).double()
+    axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -2:].flip(1)
+    return {"tensors": {"plane": (centred @ axes).float()}}
 
 
 # -- Retraining and unlearning ----------------------------------------------------------------------------------------
@@ -338,6 +349,70 @@ def requests(study: Memoized, forgets: tuple[ForgetSet, ...], algorithm: Callabl
         rows.append({"request": k + 1, "renewed": request.renewed, "examples": examples, **asdict(found),
                      **tow_between(found, expected), "oracle_test": expected.test})
     return {"rows": rows, "tensors": {f"forget {k + 1}": forget.index for k, forget in enumerate(forgets)}}
+
+
+# -- Planted entanglement ---------------------------------------------------------------------------------------------
+
+
+PLANTED = {"isolated": (6.0, 0), "overlapping": (0.0, 120)}              # distance, and how many are retained there
+
+
+def plant(seed: int, *, clean: int = 600, size: int = 60) -> tuple[Examples, Examples, dict[str, Tensor]]:
+    """(train, test, place -> mask): points in 16 dimensions. `clean` of them lie around four centres, a class each; the
+    test points too. At each place of `PLANTED` lie `size` points that can be forgotten, amid others of the same kind
+    that are retained. All of these have random labels: they are learned by heart, at whatever place.
+
+    The places differ in their distance from the middle of the centres, and so in entanglement, and not in the labels.
+    """
+    random, d, sets, masks = torch.Generator().manual_seed(seed), 16, [], {}
+    centres = 3 * torch.eye(d)[:4]
+    for n in (clean, 400):
+        y = torch.arange(n) % 4
+        sets.append((centres[y] + 0.7 * torch.randn(n, d, generator=random), y))
+    train, test = sets
+    for place, (far, around) in PLANTED.items():
+        n, before = size + around, len(train[1])
+        x = centres.mean(0) + far * torch.eye(d)[4] + torch.randn(n, d, generator=random)
+        train = torch.cat([train[0], x]), torch.cat([train[1], torch.randint(0, 4, (n,), generator=random)])
+        masks[place] = torch.arange(before, before + size)
+    everything = torch.arange(len(train[1]))
+    return Examples(*train), Examples(*test), {place: torch.isin(everything, rows) for place, rows in masks.items()}
+
+
+planted_model = partial(mlp, shape=(16,), classes=4, hidden=(128,))
+PLANTED_RECIPE = Recipe(epochs=40, lr=0.1, batch_size=32, schedule="linear", warmup=0.1)
+
+
+@memoize("planted_facts")
+def planted_facts(study: Memoized, seed: int) -> dict:
+    """Entanglement score and memorization of the planted forget sets of that draw, one row each."""
+    train, _, masks = plant(seed)
+    points = features(fit(planted_model, train, PLANTED_RECIPE, seed=seed), train)
+    score = memorization(planted_model, train, PLANTED_RECIPE, models=64, seed=seed)
+    return {"rows": [{"place": place, "entanglement": entanglement_score(points[mask], points[~mask]),
+                      "memorization": score.values[mask].mean().item()} for place, mask in masks.items()]}
+
+
+@memoize("planted")
+def planted(study: Memoized, seed: int, asked: tuple[tuple[str, Callable], ...]) -> dict:
+    """Each (place, algorithm) on the data that are drawn with this seed, beside its oracle: one row each."""
+    train, test, masks = plant(seed)
+    original = fit(planted_model, train, PLANTED_RECIPE, seed=seed)
+    known, rows = {}, []
+    for place, algorithm in asked:
+        gone, kept = train.split(masks[place])
+        if place not in known:
+            known[place] = evaluate(fit(planted_model, kept, PLANTED_RECIPE, seed=seed), gone, kept, test, mia=False)
+        try:
+            with cost() as spent:
+                unlearned = algorithm(original, gone, kept, seed=seed)
+            found = evaluate(unlearned, gone, kept, test, mia=False)
+            rows.append({"diverged": False, "tow": tow_between(found, known[place])["tow"], **asdict(spent),
+                         **asdict(found), **{f"oracle_{of}": value for of, value in asdict(known[place]).items()}})
+        except FloatingPointError:
+            rows.append({"diverged": True, "tow": None, **asdict(spent)})
+    return {"rows": [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+                     for row in rows]}
 
 
 # -- The unlearning degree --------------------------------------------------------------------------------------------

@@ -34,7 +34,8 @@ from tqdm.auto import tqdm
 
 from rumlib.data import digest
 from rumlib.lab import engine, settings
-from rumlib.lab.codehash import PACKAGE, code_of, codes, differences, digest_of
+from rumlib.lab.codehash import PACKAGE, code_of
+from rumlib.lab.keys import codes, differences, digest_of
 from rumlib.lab.store import FULL, Failure, Store, here, put
 from rumlib.models import describe
 

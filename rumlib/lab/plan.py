@@ -69,8 +69,13 @@ def passed(does: Callable, forget: int, retain: int) -> float:
 
 
 def _line(does: Callable, forget: int, retain: int, most: int) -> float:
-    few, many = (_counted(does, forget, min(retain, known)) for known in (most // 2, most))
-    return many + max(0, retain - most) / (most / 2) * (many - few)
+    """The line through counts of sets half as large as `most` and of that size, in each of the two directions."""
+    small = min(forget, most), min(retain, most)
+    found = known = _counted(does, *small)
+    for few, above in (((most // 2, small[1]), forget - most), ((small[0], most // 2), retain - most)):
+        if above > 0:
+            found += above / (most / 2) * (known - _counted(does, *few))
+    return found
 
 
 @cache
@@ -246,7 +251,7 @@ class Plan:
         """Of one worker, for training and for everything else."""
         known, r = sizes(self.p), self.pilots
         train = sum(examples * r.training(what) for what, examples in self.trained(task))
-        times = {"run": 1, "oracle": 1, "dynamics": 5, "requests": 8}    # before, after three steps, and the oracle
+        times = {"run": 1, "step": 1, "oracle": 1, "dynamics": 5, "requests": 8}      # 5: before, after three, the oracle
         judged = times.get(task.kind, 0) * (known.n + known.n_test) * r.evaluation
         attacks = {"oracle": 1, "run": task.mia, "requests": 8}.get(task.kind, 0)
         return train, judged + attacks * r.attack + (task.kind == "entanglement") * r.placing
@@ -255,7 +260,8 @@ class Plan:
         """Bytes that a result leaves."""
         n, weights = sizes(self.p).n, self.weights
         return 3000 + {"bank": 4 * n * task.size, "original": weights + 20 * n, "probed": 4 * n,
-                       "oracle": weights + 8 * task.size}.get(task.kind, 0)
+                       "oracle": weights + 8 * task.size, "stage": weights + 24 * task.size,
+                       }.get(task.kind, 0)
 
     @cached_property
     def weights(self) -> int:
@@ -321,8 +327,7 @@ IMAGENET = Profile(                                          # only to be planne
     rates={5: (0.005, 0.01, 0.02, 0.05)},
     ascent_rates=(0.0001, 0.001),
     rum_budget=5,
-    rum_rates=(0.005, 0.01, 0.02, 0.05),
-    verdict_seeds=6,
+    rum_rates=(0.0001, 0.005, 0.01, 0.02, 0.05),
     algorithms=algorithms(batch_size=256),
     workers=1,
     seeds=(0, 1, 2),

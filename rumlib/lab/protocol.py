@@ -31,6 +31,8 @@ from rumlib.rum import RUM, Refine, Shuffled
 from rumlib.scores import Score
 
 LEVELS = ("low", "medium", "high")
+COLUMNS = ("level", "algorithm", "epochs")
+NOTHING = {"Original": (Keep(), {})}                         # doing nothing: one setting, looked at as all others are
 DOWN = (2, 1, 0)                                             # from the most memorized part to the least
 PAPER = ("Fine-tune", "L1-sparse", "NegGrad+", "SalUn")      # what the paper refines (section 6)
 MIXES = (("Fine-tune", "SalUn"), ("SalUn", "SalUn"), ("NegGrad+", "SalUn"), ("Random label", "Random label"))
@@ -89,42 +91,61 @@ def step(p: Profile, name: str, epochs: int | None = None) -> Callable:
 
 def candidates(p: Profile, budget: int) -> dict[str, tuple[Callable, Mapping]]:
     """Label -> (algorithm, values to try) of all algorithms of the profile; those that have epochs get that many."""
-    known = {name: (algorithm, {"lr": p.grid(name, budget)}) for name, algorithm in p.algorithms.items()}
+    known = {name: (algorithm, p.tried.get(name, {"lr": p.grid(name, budget)}))
+             for name, algorithm in p.algorithms.items()}
     return {name: (vary(algorithm, epochs=budget) if has_field(algorithm, "epochs") else algorithm, space)
             for name, (algorithm, space) in (known | dict(p.further)).items()}
 
 
-def memorization_levels(study: Study) -> Table:
-    """Every algorithm at every level of memorization and every budget, beside doing nothing. Its settings are on
-    file: ``study.tune(table.spaces, on_file=True)``."""
-    p, sets = study.profile, study.levels()
-    spaces = {(level, name, budget): (sets[level], *candidate) for budget in p.budgets
-              for name, candidate in candidates(p, budget).items() for level in LEVELS}
-    return Table(spaces, ("level", "algorithm", "epochs"), p.seeds, fixed=nothing(spaces))
+def of_the_paper(p: Profile, budget: int) -> dict[str, tuple[Callable, Mapping]]:
+    """Those of the `candidates` that the paper compares, and doing nothing: its original model."""
+    names = (*p.algorithms, *(name for name in ("Influence",) if name in p.further))
+    return {name: candidates(p, budget)[name] for name in names} | NOTHING
 
 
-def entanglement(study: Study, sets: Mapping[str, ForgetSet]) -> Table:
-    """The algorithms of the paper on forget sets of low, medium and high entanglement, at the largest budget."""
+def on_levels(study: Study, sets: Mapping[str, ForgetSet], ways: Mapping[str, tuple[Callable, Mapping]]) -> Table:
+    """Every way of unlearning on every set, by its name."""
     p, budget = study.profile, study.profile.budgets[-1]
-    spaces = {(level, name, budget): (forget, vary(algorithm, epochs=budget), p.grid(name, budget))
-              for name, algorithm in p.algorithms.items() for level, forget in sets.items()}
-    return Table(spaces, ("level", "algorithm", "epochs"), p.seeds, fixed=nothing(spaces))
+    spaces = {(level, name, budget): (forget, *way) for name, way in ways.items() for level, forget in sets.items()}
+    return Table(spaces, COLUMNS, p.seeds)
 
 
-def nothing(spaces: Mapping[tuple, tuple]) -> dict[tuple, tuple[ForgetSet, Keep]]:
-    """Doing nothing, once for each level and budget."""
-    return {(level, "Nothing", budget): (forget, Keep()) for (level, _, budget), (forget, *_) in spaces.items()}
+def memorization_levels(study: Study) -> Table:
+    """Every algorithm at every level of memorization, beside doing nothing, at the largest budget."""
+    p, sets = study.profile, study.levels()
+    return on_levels(study, {level: sets[level] for level in LEVELS}, candidates(p, p.budgets[-1]) | NOTHING)
 
 
-def entanglement_bands(study: Study) -> dict[str, ForgetSet]:
-    """The bands with the lowest, the middle and the highest entanglement score."""
-    bands = sorted(study.bands(), key=lambda band: band.facts["entanglement"])
-    return dict(zip(LEVELS, (bands[0], bands[len(bands) // 2], bands[-1]), strict=True))
+def entanglement_levels(study: Study) -> Table:
+    """The algorithms of the paper on its sets of low, medium and high entanglement."""
+    return on_levels(study, entanglement_sets(study), of_the_paper(study.profile, study.profile.budgets[-1]))
+
+
+def matched_levels(study: Study) -> Table:
+    """The same on sets of low, medium and high entanglement with one histogram of memorization."""
+    return on_levels(study, matched_sets(study), of_the_paper(study.profile, study.profile.budgets[-1]))
+
+
+def entanglement_sets(study: Study) -> dict[str, ForgetSet]:
+    """Forget sets of controlled entanglement as the paper makes them, from bands by distance from the centroid.
+
+    The farthest band is low, by definition. High is the band of the highest measured score among those that leave room
+    for another one; medium lies between these two, with the score nearest to the mean of theirs.
+    Source: arXiv 2406.01257, section 4.1: sets at progressively smaller distances, until the score varies as wanted.
+    """
+    *nearer, far = study.bands()                             # from the nearest to the farthest
+    if len(nearer) < 2:
+        raise ValueError(f"low, medium and high entanglement need at least 3 bands; got bands={len(nearer) + 1}")
+    score = [band.facts["entanglement"] for band in (*nearer, far)]
+    high = max(range(len(nearer) - 1), key=lambda k: score[k])
+    middle = (score[-1] + score[high]) / 2
+    medium = min(range(high + 1, len(nearer)), key=lambda k: abs(score[k] - middle))
+    return {"ES low": far, "ES medium": nearer[medium], "ES high": nearer[high]}
 
 
 def matched_sets(study: Study) -> dict[str, ForgetSet]:
     """Sets of low, medium and high entanglement score with one histogram of memorization."""
-    return dict(zip(LEVELS, study.matched_sets(), strict=True))
+    return {f"matched {level}": forget for level, forget in zip(LEVELS, study.matched_sets(), strict=True)}
 
 
 # -- Notebook 04: RUM -------------------------------------------------------------------------------------------------
@@ -403,8 +424,7 @@ def corrections(study: Study) -> Table:
 
 
 TABLES: dict[str, tuple[Callable[[Study], Table], ...]] = {  # by notebook; notebook 06 takes its sets as arguments
-    "03": (memorization_levels, lambda study: entanglement(study, entanglement_bands(study)),
-           lambda study: entanglement(study, matched_sets(study))),
+    "03": (memorization_levels, entanglement_levels, matched_levels),
     "04": (rum_variants, mixed_rums, by_proxies, refined_by, memorization_levels),
     "05": (one_rate, large_share, high_part),
     "12": (corrections,),

@@ -33,11 +33,12 @@ from torch import Tensor
 from rumlib.data import label_hash
 from rumlib.lab import computations, files, settings
 from rumlib.lab.check import survey
-from rumlib.lab.codehash import PACKAGE, codes, differences, digest_of
+from rumlib.lab.codehash import PACKAGE
 from rumlib.lab.files import brief
+from rumlib.lab.keys import codes, differences, digest_of
 from rumlib.lab.memo import NotPublished, asked_for
 from rumlib.lab.profiles import profile
-from rumlib.lab.store import parse, put
+from rumlib.lab.store import put
 from rumlib.lab.study import Study
 
 FORMAT = 2                                                   # of the files; 1 had older names, see RENAMED
@@ -86,20 +87,6 @@ def _own_name(dotted: object) -> str:
     parts = str(dotted).split(".")
     starts = [k for k, part in enumerate(parts[:-1]) if part[:1].isupper() or parts[k + 1] == "<locals>"]
     return ".".join(parts[min(starts, default=-1):])
-
-
-def renewed(identity: Mapping, study: Study) -> dict | None:
-    """The identity that a result of format 1 has under the present keys. None if it was of other code than that of the
-    release before the keys changed, if it depends on code of a user, or if its study is another."""
-    then = json.loads(Path(__file__).with_name("format1.json").read_bytes())["codes"]
-    found = _present(modern(identity))
-    known = all(then.get(name) == code for name, code in codes(identity).items())
-    if not known or differences({**found["study"], "format": None}, {**study.identity, "format": None}):
-        return None
-    found["code"] = PACKAGE.code(PACKAGE.kinds[found["what"]])
-    if found["what"] in ("generator", "degrees"):            # an argument that these did not have
-        found["arguments"]["reference_seed"] = study.profile.tuning_seeds[0]
-    return {**found, "study": study.identity}
 
 
 def _present(value):
@@ -333,10 +320,11 @@ def unpack(which: str, folder: Path, home: Path) -> tuple[int, int]:
     published, added, present = Published(folder), 0, 0      # all of it is checked before anything is written
     if (other := published.manifest["profile"]) != which:
         raise ValueError(f"the results in {folder} are of profile {brief(other)}, not {which!r}")
+    if published.manifest["format"] == 1:                    # all would be stale: what computes was hashed otherwise
+        raise ValueError(f"the results in {folder} are of format 1, which is read (make paper FROM={folder}) and not "
+                         f"gone on from")
     for study in studies(which, home, asked=False):
-        found = [result if published.manifest["format"] > 1 else
-                 {**result, "identity": renewed(result["identity"], study) or result["identity"]}
-                 for name, result in published if name == study.profile.name]
+        found = [result for name, result in published if name == study.profile.name]
         for result in found:
             kind, key = result["identity"]["what"], digest_of(result["identity"])
             if not study.store.path(kind, key).exists():
@@ -353,34 +341,8 @@ def unpack(which: str, folder: Path, home: Path) -> tuple[int, int]:
     return added, present
 
 
-def migrate(which: str, home: Path) -> tuple[int, int]:
-    """Keep the finished results of runs/<profile>/cells, which have the keys of before, under the present keys. Returns
-    how many these are, and how many could not be kept: their code was older, or a user's."""
-    kept = left = 0
-    for study in studies(which, home, asked=False):
-        for path in sorted((study.store.folder.parent / "cells").glob("*/*.json")):
-            result = parse(path.read_bytes(), path.stem)
-            identity = renewed(result["identity"], study)
-            left += identity is None
-            if identity is None:
-                continue
-            kind, key = identity["what"], digest_of(identity)
-            if "tensors" in result["values"]:
-                result["values"]["tensors"] = safetensors.torch.load_file(path.with_suffix(".safetensors"))
-            if path.with_suffix(".large").exists():
-                put(study.store.path(kind, key).with_suffix(".large"), path.with_suffix(".large").read_bytes())
-            study.store.keep(kind, {**result, "identity": identity})
-            kept += 1
-    return kept, left
-
-
 def main(which: str = "laptop", folder: str = "") -> None:
     home = settings.home()
-    if folder == "--migrate":
-        kept, left = migrate(which, home)
-        print(f"{kept} results of runs/{which}/cells are kept under the present keys, {left} are not; that folder may "
-              f"be removed")
-        return
     if folder:
         added, present = unpack(which, Path(folder), home)
         print(f"{added} results unpacked into {home}/runs/{which}/; of those in {folder} the present code, data and "

@@ -22,8 +22,9 @@ from rumlib.lab import protocol
 from rumlib.lab.profiles import Profile
 from rumlib.lab.study import Study
 from rumlib.lab.tables import Cell
-from rumlib.lab.tuning import search, tuned, vary
+from rumlib.lab.tuning import search, stages, tuned, with_setting
 from rumlib.proxies import PROXIES, TRACED
+from rumlib.rum import RUM
 from rumlib.scores import Score
 
 # -- How large a study is ---------------------------------------------------------------------------------------------
@@ -193,15 +194,32 @@ class Sketch:
                 self.add(f"{self.notebook} runs", "requests", replace(gone[-1], name=str(renew)), algorithm, seed,
                          counted=algorithm)
 
+    def begin(self, forget: Named, varied: list[RUM], steps: int, part: int) -> None:
+        """The last one of the first steps of a RUM with each of several settings, and the step before it, kept."""
+        rum, stage = varied[0], f"{self.notebook} tuning"
+        order = rum.order or tuple(range(len(rum.steps)))
+        gone = forget if steps == len(order) else Named(f"{forget.name}, {rum.refine}, parts {sorted(order[:steps])}",
+                                                        len(forget) * steps // len(order))
+        own = Named(f"{forget.name}, {rum.waiting}, {rum.refine}, {order}", len(forget) // len(order))
+        self.originals(self.profile.tuning_seeds)
+        self.oracles([gone], self.profile.tuning_seeds)
+        for seed in self.profile.tuning_seeds:
+            for one in varied:
+                self.add(stage, "step", own, tuple(one.steps[k] for k in order[:steps]), seed, counted=one.steps[part])
+            for done in range(1, steps):
+                begun = tuple(rum.steps[k] for k in order[:done])
+                self.add(stage, "stage", own, begun, seed, counted=begun[-1])
+
     def tune(self, spaces: Mapping, *, on_file: bool = False) -> tuple[dict, None]:
         asked = {} if on_file and is_on_file(self.profile, spaces) else spaces
         for forget, algorithm, space in asked.values():
-            for setting in next(search(space)):
-                varied = algorithm
-                for name, value in setting.items():
-                    varied = vary(varied, **{name: value})
-                self.unlearn((Cell(forget, varied, seed, mia=False) for seed in self.profile.tuning_seeds),
-                             counted=algorithm)
+            for steps, part, values in stages(algorithm, space):
+                varied = [with_setting(algorithm, part, setting) for setting in next(search(values))]
+                if steps is None:
+                    self.unlearn((Cell(forget, one, seed, mia=False) for one in varied
+                                  for seed in self.profile.tuning_seeds), counted=algorithm)
+                else:
+                    self.begin(forget, varied, steps, part)
         return {name: algorithm for name, (_, algorithm, _) in spaces.items()}, None
 
 
@@ -240,5 +258,5 @@ def ask(study: Sketch | Study, notebook: str) -> None:
         study.stream(*protocol.deletions(study), p.seeds)
     for table in protocol.TABLES.get(notebook, ()):
         found = table(study)
-        chosen, _ = study.tune(found.spaces, on_file=table is protocol.memorization_levels)
+        chosen, _ = study.tune(found.spaces, on_file=table in protocol.TABLES["03"])
         (study.watch if table is protocol.watched else study.unlearn)(found.cells(chosen))

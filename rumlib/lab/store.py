@@ -29,7 +29,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from rumlib.lab.codehash import digest_of, parse
+from rumlib.lab.keys import digest_of, parse
 
 HOUR = 3600
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))            # Windows knows no quota

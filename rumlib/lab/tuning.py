@@ -167,11 +167,11 @@ def _tuning(name: object, forget, algorithm: Callable, space, trials: int | None
     """Yields lists of (forget set, algorithm, steps) to evaluate and is sent their (ToW, diverged); returns the tuned
     algorithm and what was tried."""
     record = []
-    for steps, part, values in _stages(algorithm, space):
+    for steps, part, values in stages(algorithm, space):
         searching, tried = search(values, trials), []
         settings = next(searching)
         while settings:
-            found = yield [(forget, _with(algorithm, part, setting), steps) for setting in settings]
+            found = yield [(forget, with_setting(algorithm, part, setting), steps) for setting in settings]
             tried += [{"name": name, "part": None if part is None else _names(algorithm)[part], "setting": setting,
                        "rate": setting.get("lr"), "forget": forget.digest, "tow": float(tow), "diverged": int(diverged),
                        "chosen": False} for setting, (tow, diverged) in zip(settings, found, strict=True)]
@@ -185,12 +185,12 @@ def _tuning(name: object, forget, algorithm: Callable, space, trials: int | None
                                      f"smaller ones")
         best = max(finite, key=lambda row: row["tow"])       # the first of equal ones
         best["chosen"] = True
-        algorithm = _with(algorithm, part, best["setting"])
+        algorithm = with_setting(algorithm, part, best["setting"])
         record += tried
     return algorithm, record
 
 
-def _stages(algorithm: Callable, space) -> list[tuple[int | None, int | None, object]]:
+def stages(algorithm: Callable, space) -> list[tuple[int | None, int | None, object]]:
     """(steps done, number of the part, space) for each choice that is made, one after the other."""
     if not isinstance(space, ByStep):
         return [(None, None, space)]
@@ -203,7 +203,8 @@ def _stages(algorithm: Callable, space) -> list[tuple[int | None, int | None, ob
     return found
 
 
-def _with(algorithm: Callable, part: int | None, setting: Setting) -> Callable:
+def with_setting(algorithm: Callable, part: int | None, setting: Setting) -> Callable:
+    """The algorithm with the values of a setting; of a RUM, for the step of that part alone."""
     if part is None:
         return apply_setting(algorithm, setting)
     steps = [apply_setting(step, setting) if k == part else step for k, step in enumerate(algorithm.steps)]
@@ -217,6 +218,25 @@ def _names(rum: RUM) -> tuple[str, ...]:
 
 def _of(record: pd.DataFrame, name: tuple) -> pd.DataFrame:
     return record[[other == name for other in record["name"]]]
+
+
+def below_nothing(record: pd.DataFrame) -> pd.DataFrame:
+    """What a search has not found: chosen settings that are worse than doing nothing, on the tuning seeds.
+
+    record  as from `choose`; for every forget set it must hold an algorithm that does nothing, tried with the empty
+            space {}. Of a RUM that was tuned by step, the last choice counts
+
+    Returns one line for each such name: ToW of the chosen setting, of doing nothing, and the difference. Raises
+    ValueError where a forget set has no line of doing nothing.
+    """
+    still = record[[not setting for setting in record["setting"]]].set_index("forget")["tow"]
+    best = record[record["chosen"]].drop_duplicates("name", keep="last")
+    if missing := set(best["forget"]) - set(still.index):
+        raise ValueError(f"doing nothing was not tried on {len(missing)} of {best['forget'].nunique()} forget sets; "
+                         f"add (forget set, Keep(), {{}}) to what is tuned")
+    found = best[["name", "setting", "tow"]].assign(nothing=best["forget"].map(still.groupby(level=0).first()))
+    found["difference"] = found["tow"] - found["nothing"]
+    return found[found["difference"] < 0].reset_index(drop=True)
 
 
 # -- On file ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch import nn
 
 import rumlib as rum
 from rumlib.lab.card import Card
-from rumlib.lab.codehash import digest_of
+from rumlib.lab.keys import digest_of
 from rumlib.lab.results import LIMIT, pack, unpack
 from rumlib.lab.run import main as paper
 from rumlib.train import Cost

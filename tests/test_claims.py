@@ -1,0 +1,87 @@
+"""Verdicts on claims, from rows whose differences are planted."""
+
+import math
+
+import pandas as pd
+import pytest
+from scipy.stats import ttest_1samp
+
+from rumlib.lab import claims
+from rumlib.stats import paired
+
+NOISE = (-0.01, 0.0, 0.01, 0.005, -0.005)
+
+
+def rows(difference, noise=NOISE, **more):
+    """A is that much better than B, but for the noise of the seeds."""
+    return pd.DataFrame([{"algorithm": name, "seed": seed, "tow": 0.5 + (name == "A") * (difference + e), **more}
+                         for name in "AB" for seed, e in enumerate(noise)])
+
+
+def said(found, claim="C2", **more):
+    return claims.compare(found, claim, "A - B", {"algorithm": "A"}, {"algorithm": "B"}, **more)
+
+
+# "C2" claims a larger value, "C5b" the same, "C6" one that is no worse; the margin is 0.02.
+@pytest.mark.parametrize("claim, difference, noise, verdict", [
+    ("C2", 0.1, NOISE, "holds"), ("C2", -0.1, NOISE, "opposite"), ("C2", 0.0, NOISE, "equivalent"),
+    ("C2", 0.03, (-0.1, 0.1, 0.0), "inconclusive"), ("C2", 0.1, (0.0,), "inconclusive"),
+    ("C2", 0.01, (-1e-4, 1e-4, 0.0), "holds"),               # significant, if nothing that matters
+    ("C5b", 0.0, NOISE, "holds"), ("C5b", 0.1, NOISE, "opposite"), ("C5b", -0.1, NOISE, "opposite"),
+    ("C5b", 0.0, (-0.1, 0.1, 0.0), "inconclusive"), ("C5b", 0.01, (-1e-4, 1e-4, 0.0), "holds"),
+    ("C6", 0.1, NOISE, "holds"), ("C6", -0.001, NOISE, "holds"), ("C6", -0.1, NOISE, "opposite"),
+    ("C6", -0.015, (-0.1, 0.1, 0.0), "inconclusive"), ("C6", -0.01, (-1e-4, 1e-4, 0.0), "holds")])
+def test_planted_differences_have_their_verdict(claim, difference, noise, verdict):
+    assert said(rows(difference, noise), claim)["verdict"] == verdict
+
+
+def test_a_comparison_is_the_t_test_of_the_paired_differences():
+    found = said(rows(0.03))
+    known = ttest_1samp([0.03 + e for e in NOISE], 0).confidence_interval(0.95)
+    assert (found["low"], found["high"]) == pytest.approx((known.low, known.high))
+    assert found["mean"] == pytest.approx(0.03) and found["n"] == 5
+    harder = ttest_1samp([0.03 + e for e in NOISE], claims.MARGIN, alternative="less").pvalue
+    assert found["p"] == pytest.approx(harder)
+
+
+def test_smaller_values_can_be_the_better_ones():
+    found = rows(-0.1).rename(columns={"tow": "gap"})
+    assert said(found, of="gap")["verdict"] == "opposite" and said(found, of="gap", sign=-1)["verdict"] == "holds"
+
+
+def test_looks_and_examples_of_both_sides_stand_beside_the_verdict():
+    found = rows(0.1)
+    found["looks"], found["examples"] = found["algorithm"].map({"A": 6, "B": 12}), range(10)
+    assert {name: value for name, value in said(found).items() if name.startswith(("looks", "examples"))} == {
+        "looks_first": 6, "looks_second": 12, "examples_first": 2, "examples_second": 7}
+    assert not [name for name in said(rows(0.1)) if name.startswith(("looks", "examples"))]
+
+
+def test_an_unknown_claim_and_seeds_without_a_partner_are_refused():
+    with pytest.raises(KeyError, match="C99"):
+        said(rows(0.1), "C99")
+    with pytest.raises(ValueError, match="needs the same ones"):
+        said(rows(0.1).iloc[1:])
+
+
+def test_differences_that_are_no_selection_of_rows_are_judged_alike():
+    found = rows(0.1)
+    differences = paired(found, {"algorithm": "A"}, {"algorithm": "B"}, "tow")
+    stated, compared = claims.stated("C2", "A - B", differences), said(found)
+    assert stated == {name: compared[name] for name in stated}
+
+
+def test_claims_are_counted_and_hold_in_most():
+    found = [said(rows(d), claim) for claim, differences in (("C2", (0.1, 0.1, -0.1)), ("C1", (0.1, -0.1)), (
+        "C5b", (0.0,))) for d in differences]
+    table = claims.counted(found)
+    assert list(table.index) == ["C2", "C1", "C5b"]
+    assert table[["holds", "opposite", "equivalent", "inconclusive"]].to_numpy().tolist() == [
+        [2, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0]]
+    assert table["in most"].tolist() == ["holds", "does not hold", "holds"]
+    assert table.loc["C2", "text"] == claims.CLAIMS["C2"].text
+
+
+def test_a_single_seed_says_nothing():
+    found = said(rows(0.1, (0.0,)))
+    assert math.isnan(found["low"]) and math.isnan(found["p"]) and found["n"] == 1

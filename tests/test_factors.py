@@ -1,0 +1,211 @@
+"""What notebook 03 runs: forget sets of controlled entanglement, grids, the control, and the paper's measures."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from studies import TINY, environ, finetune, forget_set, open_study
+
+import rumlib as rum
+from rumlib.lab import Cell, measures, planted, profile, protocol
+from rumlib.lab import computations as made
+from rumlib.lab.tuning import below_nothing, has_field
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """With the first two algorithms alone."""
+    few = replace(TINY, algorithms=dict(list(TINY.algorithms.items())[:2]), further={})
+    with environ():
+        yield open_study(tmp_path_factory.mktemp("home"), few)
+
+
+# -- Forget sets ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Band:
+    """A forget set of known entanglement."""
+
+    score: float
+    facts: dict = field(init=False)
+
+    def __post_init__(self):
+        self.facts = {"entanglement": self.score}
+
+
+@dataclass
+class Banded:
+    """Stands for a study: bands of known scores, the nearest first."""
+
+    scores: tuple
+
+    def bands(self):
+        return [Band(score) for score in self.scores]
+
+
+@pytest.mark.parametrize("scores, low, medium, high", [
+    ((9, 5, 1), 1, 5, 9), ((70, 400, 650, 300, 200, 90, 60), 60, 300, 650),
+    ((1, 2, 3, 9, 2), 2, 9, 3),                              # there is no room between the last two
+    ((5, 8, 7, 6, 20), 20, 7, 8)])                           # low is the farthest, whatever was measured
+def test_the_sets_lie_at_smaller_distances_and_are_named_by_them(scores, low, medium, high):
+    sets = protocol.entanglement_sets(Banded(scores))
+    assert [(name, band.score) for name, band in sets.items()] == [
+        ("ES low", low), ("ES medium", medium), ("ES high", high)]
+
+
+def test_too_few_bands_are_refused():
+    with pytest.raises(ValueError, match="at least 3 bands; got bands=2"):
+        protocol.entanglement_sets(Banded((1, 2)))
+
+
+def test_the_farthest_examples_of_a_study_are_its_low_set(study):
+    sets, distance = protocol.entanglement_sets(study), study.distance()
+    of = [distance[torch.isin(study.train.index, forget.index)] for forget in sets.values()]
+    assert of[0].min() >= of[1].max() and of[1].min() >= of[2].max()
+    assert of[0].max() == distance.max()
+
+
+def test_the_plane_is_that_of_the_first_two_principal_components(study):
+    points, found = made.embedding(study, 0).numpy().astype(float), made.plane(study, 0)["tensors"]["plane"].numpy()
+    u, s, _ = np.linalg.svd(points - points.mean(0), full_matrices=False)
+    assert np.allclose(abs(found), abs(u[:, :2] * s[:2]), atol=1e-4)
+
+
+def test_a_study_measures_both_widths_of_mmd(study):
+    forget = forget_set(study, 3)
+    gone, points = torch.isin(study.train.index, forget.index), made.embedding(study, 0)
+    found = study.entanglement(forget)
+    for name, gamma in (("mmd", 1.0), ("mmd_median", "median")):
+        assert found[name] ** 2 == pytest.approx(rum.mmd(points[gone], points[~gone], gamma))
+
+
+# -- Settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["laptop", "cifar10-small", "cifar10"])
+def test_doing_nothing_is_inside_the_grid_of_all_that_descend(name):
+    p = profile(name)
+    for label, (_, space) in protocol.candidates(p, p.budgets[-1]).items():
+        assert min(space.get("lr", (0,))) <= 0.0005 or label == "EU-1", label
+
+
+def test_the_papers_algorithms_have_the_papers_ranges():
+    p = profile("laptop")
+    spaces = {name: space for name, (_, space) in protocol.of_the_paper(p, p.budgets[-1]).items()}
+    assert set(spaces) == {*p.algorithms, "Influence", "Original"}
+    assert min(spaces["NegGrad+"]["alpha"]) >= 0.85 and max(spaces["NegGrad+"]["alpha"]) <= 0.99
+    assert set(spaces["SalUn"]["keep"]) == {0.3, 0.5, 0.7}
+    assert min(spaces["L1-sparse"]["alpha"]) >= 1e-6 and max(spaces["L1-sparse"]["alpha"]) <= 1e-4
+
+
+def test_every_level_has_the_same_looks():
+    p = profile("laptop")
+
+    class Named:
+        profile = p
+
+    ways = protocol.of_the_paper(p, p.budgets[-1])
+    table = protocol.on_levels(Named, {"low": 1, "high": 2}, ways)
+    assert {name[0] for name in table.spaces} == {"low", "high"} and len(table.spaces) == 2 * len(ways)
+    assert all(has_field(algorithm, "epochs") is False or getattr(algorithm, "inner", algorithm).epochs == p.budgets[-1]
+               for _, algorithm, _ in table.spaces.values())
+
+
+def recorded(*rows):
+    return pd.DataFrame([{"name": name, "setting": setting, "forget": forget, "tow": tow, "chosen": chosen}
+                         for name, setting, forget, tow, chosen in rows])
+
+
+STILL = ("still", {}, "f", 0.9, True)
+
+
+def test_what_is_tuned_below_doing_nothing_is_found():
+    found = below_nothing(recorded(STILL, ("bad", {"lr": 1}, "f", 0.8, True), ("bad", {"lr": 2}, "f", 0.7, False),
+                                   ("good", {"lr": 1}, "f", 0.95, True), ("as good", {"lr": 1}, "f", 0.9, True)))
+    assert found["name"].tolist() == ["bad"]
+    assert found.loc[0, ["tow", "nothing", "difference"]].tolist() == pytest.approx([0.8, 0.9, -0.1])
+
+
+def test_of_a_rum_that_is_tuned_by_step_the_last_choice_counts():
+    steps = (("rum", {"lr": 1}, "f", 0.5, True), ("rum", {"lr": 2}, "f", 0.95, True))
+    assert below_nothing(recorded(STILL, *steps)).empty
+    assert len(below_nothing(recorded(STILL, *reversed(steps)))) == 1
+
+
+def test_without_doing_nothing_there_is_nothing_to_compare_with():
+    with pytest.raises(ValueError, match=r"not tried on 1 of 2 forget sets; add"):
+        below_nothing(recorded(STILL, ("a", {"lr": 1}, "g", 0.8, True)))
+
+
+def test_doing_nothing_is_tuned_like_everything_else(study):
+    forget = forget_set(study, 3)
+    chosen, record = study.tune({"still": (forget, *protocol.NOTHING["Original"]), "F": (forget, finetune, (1e-9,))})
+    assert chosen["still"] == rum.Keep() and record["setting"].tolist() == [{}, {"lr": 1e-9}]
+    assert record["tow"].iloc[0] == pytest.approx(record["tow"].iloc[1], abs=0.02)
+    assert isinstance(below_nothing(record), pd.DataFrame)
+
+
+# -- Measures ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_papers_measures_of_a_row(study):
+    forget = forget_set(study, 3)
+    rows = study.unlearn(Cell(forget, way, seed, {"level": "low", "algorithm": name})
+                         for name, way in (("Original", rum.Keep()), ("F", finetune)) for seed in (0, 1))
+    found = measures.measured(rows, study, [forget])
+    assert (found["factor_forget"] * found["factor_retain"] * found["factor_test"]).tolist() == pytest.approx(
+        rows["tow"].tolist())
+    assert ((1 - found["mia_gap"]) * found["factor_retain"] * found["factor_test"]).tolist() == pytest.approx(
+        rows["tow_mia"].tolist())
+    original, oracle, sets = study.model(0), study.retrained(forget, 0), study.split(forget)
+    known = rum.metrics.disagreements(original, oracle, dict(zip("frt", (*sets, study.test), strict=True)))["overall"]
+    assert found["differs"].iloc[0] == pytest.approx(known)
+
+
+def test_the_oracle_is_a_line_of_every_table(study):
+    forget = forget_set(study, 3)
+    rows = study.unlearn(Cell(forget, finetune, seed, {"level": "low", "algorithm": "F"}) for seed in (0, 1))
+    rows = measures.with_retrained(measures.measured(rows, study, [forget]), ["level"])
+    table = measures.tabled(rows, ["level", "algorithm"])
+    retrained = table["mean"].xs(("low", "Retrained"), level=("level", "algorithm"))
+    assert retrained[["ToW", "ToW-MIA", "1 - dF"]].tolist() == [1, 1, 1] and retrained["differs"] == 0
+    expected = [study.reference(forget, seed) for seed in (0, 1)]
+    assert retrained["forget"] == pytest.approx(sum(e.forget for e in expected) / 2)
+    assert retrained["MIA"] == pytest.approx(sum(e.mia for e in expected) / 2)
+    text = measures.compact(table)
+    assert list(text.columns) == list(measures.MEASURES.values())
+    assert text.loc[("low", "Retrained"), "ToW"] == "1.000 ± 0.00"
+
+
+# -- The control ------------------------------------------------------------------------------------------------------
+
+
+def test_planted_sets_differ_in_entanglement_and_not_in_labels():
+    train, test, masks = made.plant(0)
+    assert list(masks) == ["isolated", "overlapping"] and {int(mask.sum()) for mask in masks.values()} == {60}
+    assert not (masks["isolated"] & masks["overlapping"]).any() and set(test.y.tolist()) == {0, 1, 2, 3}
+    scores = {place: rum.entanglement(train.x[mask], train.x[~mask]) for place, mask in masks.items()}
+    assert scores["overlapping"] > 5 * scores["isolated"]
+    for mask in masks.values():                              # random labels: none has more than chance gives
+        assert torch.bincount(train.y[mask], minlength=4).max() < 30
+    again, other = made.plant(0)[0], made.plant(1)[0]
+    assert again.digest == train.digest != other.digest
+
+
+def test_the_control_is_tuned_and_reported_on_both_sets(study):
+    rows, record = planted.run(study)
+    names = [*study.profile.algorithms, "Original"]
+    assert set(zip(rows["level"], rows["algorithm"], strict=True)) == {
+        (place, name) for place in ("isolated", "overlapping") for name in names}
+    assert sorted(rows["seed"].unique()) == list(study.profile.seeds) and rows["tow"].between(0, 1).all()
+    looks = rows.drop_duplicates(["level", "algorithm"])["looks"].sum()
+    assert looks == len(record) == len(names) * 2
+    still = rows[rows["algorithm"] == "Original"].iloc[0]
+    assert still["examples"] == 0 and still["forget"] > 0.9 > 0.6 > still["oracle_forget"]     # learned by heart
+    facts = planted.facts(study).set_index("place")
+    assert facts.loc["overlapping", "entanglement"] > 5 * facts.loc["isolated", "entanglement"]
+    assert facts["memorization"].min() > 0.5
+    assert abs(facts["memorization"].diff().iloc[-1]) < 0.15
