@@ -8,12 +8,8 @@
     laptop-draws    notebook 05 on six draws of the digits: whether refinement pays
     cifar10-small   four classes of CIFAR-10 at 16x16 and a small ResNet: real images on two cores
     cifar10-cpu     all ten classes at 32x32 and a larger ResNet: the paper's claims in two hours on two cores
-<<<<<<< HEAD
     cifar10n-cpu    the labels of one annotator for 4,000 of these images: notebook 12 on two cores
-    cifar10, cifar100, tiny_imagenet     the paper's own scale, for a GPU; its settings as far as they are known
-=======
     cifar10, cifar100, tiny_imagenet, tiny_imagenet_resnet18     the paper's own scale, for a GPU
->>>>>>> main
 """
 
 from __future__ import annotations
@@ -323,7 +319,6 @@ CIFAR10_CPU = Profile(
     tuning_seeds=(100,),
 )
 
-<<<<<<< HEAD
 CIFAR10N_CPU = Profile(
     name="cifar10n-cpu",
     data="cifar10",
@@ -345,15 +340,9 @@ CIFAR10N_CPU = Profile(
     tuning_seeds=(100,),
 )
 
-# The paper's scale. Sources: its published code, and where that says nothing its text from memory or a guess: these are
-# marked "unverified". No augmentation, as in every command of that code. bf16 instead of fp32 is ours. Of CIFAR-10 all
-# 50,000 images are trained on: the 5,000 that the paper holds out have no use here, where rates are chosen on a seed of
-# their own. The score is from the same images.
-=======
 # The paper's scale. Sources: its text (arXiv 2406.01257, A.2) and its published code. bf16 instead of fp32 is ours. Of
 # CIFAR-10 all 50,000 images are trained on: the 5,000 that the paper holds out have no use here, where settings are
 # chosen on a seed of their own. The score is from the same images.
->>>>>>> main
 
 CIFAR10 = Profile(
     name="cifar10",
@@ -414,15 +403,9 @@ TINY_IMAGENET_RESNET18 = replace(
     recipe=replace(TINY_IMAGENET.recipe, epochs=80),         # A.2
 )
 
-<<<<<<< HEAD
 PROFILES = {p.name: p for p in (SMOKE, LAPTOP, LAPTOP_DRAWS, CIFAR10_SMALL, CIFAR10_CPU, CIFAR10N_CPU, CIFAR10,
-                                 CIFAR100, TINY_IMAGENET)}
+                                 CIFAR100, TINY_IMAGENET, TINY_IMAGENET_RESNET18)}
 PROFILES |= {part.name: part for p in PROFILES.values() for part in p.parts}
-=======
-PROFILES = {p.name: p for p in (SMOKE, LAPTOP, LAPTOP_DRAWS, CIFAR10_SMALL, CIFAR10_CPU, CIFAR10, CIFAR100,
-                                TINY_IMAGENET, TINY_IMAGENET_RESNET18)}
-PROFILES |= {p.name: p for p in [p.for_classes() for p in PROFILES.values()]}
->>>>>>> main
 
 
 def profile(name: str) -> Profile:
