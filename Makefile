@@ -19,7 +19,7 @@
 #              changed since that figure was made
 # make clean   remove everything that a run made (not .venv)
 #
-# PROFILE=smoke | laptop | cifar10-small | cifar10-cpu | cifar10 | cifar100 | tiny_imagenet
+# PROFILE=smoke | laptop | cifar10-small | cifar10-cpu | cifar10n-cpu | cifar10 | cifar100 | tiny_imagenet
 #                                                 how big a study (rumlib/lab/profiles.py)
 # RUM_ENGINE=loky | serial | dask                  where the work runs (rumlib/lab/engine.py): Dask for clusters
 # RUM_DEVICE=auto | cuda | cuda:1 | mps | cpu       what computes where the profile says auto (rumlib/device.py)
@@ -44,13 +44,14 @@ endif
 # Parallel work is done by processes. Two processes of two threads each on two cores can be a hundred times slower.
 export OMP_NUM_THREADS ?= 1
 
-# Two at a time, a file by one process; the last notebook gathers what the others have written.
+# Two at a time, a file by one process; the notebook of the claims gathers what the others have written.
 TWO := -n 2 --dist loadfile
 NBVAL = RUM_FIGURES=$(CURDIR)/runs/figures $(PYTHON) -m pytest --nbval-lax --nbval-sanitize-with tests/nbval.cfg \
     --nbval-cell-timeout 1200
 # Those that train before the reader's eyes need no results; the others take theirs from the published ones.
 LIVE := $(shell grep -l '"live"' $(NOTEBOOKS))
-STORY := $(filter-out $(LIVE) $(lastword $(NOTEBOOKS)),$(NOTEBOOKS))
+CLAIMS := $(filter %_claims.ipynb,$(NOTEBOOKS))
+STORY := $(filter-out $(LIVE) $(CLAIMS),$(NOTEBOOKS))
 FROM_KEPT := RUM_FROM=$(CURDIR)/figures/laptop/results
 
 paper: $(READY)
@@ -70,12 +71,12 @@ test: $(READY)
 	$(PYTHON) -m pytest $(TWO) tests
 	$(PYTHON) -m pytest --doctest-modules rumlib
 	$(FROM_KEPT) $(NBVAL) $(TWO) $(STORY)
-	$(FROM_KEPT) $(NBVAL) $(lastword $(NOTEBOOKS))
+	$(FROM_KEPT) $(NBVAL) $(CLAIMS)
 
 check: $(READY)
 	$(PYTHON) -m pytest -m "slow or notebook" tests
 	$(NBVAL) $(TWO) $(LIVE) $(STORY)
-	$(NBVAL) $(lastword $(NOTEBOOKS))
+	$(NBVAL) $(CLAIMS)
 
 lab: $(READY)
 	$(PYTHON) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks

@@ -1,43 +1,42 @@
-"""Reading data: known data sets, folders of images, torch Datasets, lists of what must be forgotten, published scores.
+"""Reading data: known data sets, folders of images, torch Datasets, labels of annotators, lists of what must be
+forgotten.
 
     train, test = load("digits")             # real 8x8 digits, embedded; noise and flipped labels are known
     train, test = load("cifar10", root=...)  # Parquet or torchvision's files; also cifar100, ..., a folder
+    train, test = load("cifar10", labels="random1")          # as one annotator labelled it (CIFAR-10N)
     train = from_dataset(my_dataset)         # any torch Dataset of (image, class) pairs
     train, test = gaussians()                # points in the plane around four centres, a class each
     mask = forget_ids("forget.csv", train)   # a deletion request: a column "id" with numbers of train.index
-    columns(path, ["memorization", "y"])     # columns of numbers of a .npz or .csv file
 """
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 import re
-import zipfile
-import zlib
-from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from operator import index as whole
 from pathlib import Path
-from typing import BinaryIO, TextIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rumlib.columns import columns, rows
 from rumlib.data import Examples
 from rumlib.device import as_seed, check_values
 
-# What a file of one number per example may hold: the largest public set of images, ImageNet-21k, has 14 million.
-MOST_VALUES, MOST_BYTES, LONGEST_LINE = 20_000_000, 2 ** 30, 2 ** 16
 COUNT = "int [1, inf) or None"
 DATASETS = ("digits", "cifar10", "cifar100", "fashion_mnist", "tiny_imagenet")
+LABELS = {"random1": "random_label1", "random2": "random_label2", "random3": "random_label3", "aggre": "aggre_label",
+          "worse": "worse_label", "clean": "clean_label"}    # their names in the published file
+FLIPS = 0.05                                                 # of the digits
 
 
 def load(name: str, *, root: str | Path | None = None, download: bool = False, classes: tuple[int, ...] | None = None,
          n: int | None = None, n_test: int | None = None, size: int | None = None, seed: int = 0,
-         noise: float = 1.0, flips: float = 0.05) -> tuple[Examples, Examples]:
+         noise: float = 1.0, flips: float | None = None, labels: str | None = None) -> tuple[Examples, Examples]:
     """Load (train, test).
 
     name      "digits", "cifar10", "cifar100", "fashion_mnist", "tiny_imagenet" (its validation images are the test
@@ -49,13 +48,19 @@ def load(name: str, *, root: str | Path | None = None, download: bool = False, c
     size      resize to this height and width
     noise     digits: image i gets Gaussian pixel noise of standard deviation noise * u_i^2, u_i uniform, then is
               clipped to [0, 1]; known as info["noise"]. 0: none
-    flips     digits: share of training labels moved to another class; known as info["flipped"]. 0: none
+    flips     share of training labels moved to another class, drawn from `seed`: info["flipped"] says which, and
+              info["clean"] holds the true labels. None: 0.05 of the digits, none of other data. 0: none
+    labels    cifar10: the training labels that people gave, with the same info. "random1", "random2" and "random3" are
+              of one annotator each, "aggre" is their majority, "worse" a wrong one of the three where there is one.
+              They are read from cifar10n/CIFAR-10_human.pt (as published) or cifar10n/cifar10n.npz under `root`.
+              Source: Wei et al., arXiv 2110.12088
 
-    Raises ValueError for an unknown name and FileNotFoundError, saying where it looked, for missing files.
+    Raises ValueError for an unknown name and for labels of other data, and FileNotFoundError, saying where it looked,
+    for missing files.
 
     >>> train, test = load("digits", n=100)
     >>> len(train), len(test), tuple(train.x.shape), sorted(train.info)
-    (100, 500, (100, 1, 8, 8), ['flipped', 'noise'])
+    (100, 500, (100, 1, 8, 8), ['clean', 'flipped', 'noise'])
     """
     seed = as_seed(seed)
     check_values("load", n=(n, COUNT), n_test=(n_test, COUNT), size=(size, COUNT))
@@ -63,6 +68,19 @@ def load(name: str, *, root: str | Path | None = None, download: bool = False, c
         raise ValueError(f"classes must be a tuple of one class or more, e.g. classes=(3, 5); got {classes!r}")
     if not isinstance(name, str | Path):
         raise TypeError(f"the name of a data set or the path of a folder is asked for; got {name!r}")
+    if flips is not None:
+        check_values("load", flips=(flips, "[0, 1)"))
+    if labels is not None:
+        _check_labels(name, labels, classes, flips)
+    train, test = _load(name, root=root, download=download, classes=classes, n=n, n_test=n_test, size=size, seed=seed,
+                        noise=noise, flips=FLIPS if flips is None else flips)
+    if labels is not None:
+        return _relabelled(train, labels, _root(root) / "cifar10n"), test
+    return (_flipped(train, flips, seed) if flips and name != "digits" else train), test
+
+
+def _load(name: str | Path, *, root, download, classes, n, n_test, size, seed, noise, flips):
+    """(train, test) with the labels of the files, but for the digits."""
     select = dict(classes=classes, seed=seed, size=size)
     if name == "digits":
         train, test = _digits(noise, flips, seed)
@@ -169,7 +187,7 @@ def _digits(noise: float, flips: float, seed: int) -> tuple[Examples, Examples]:
     """scikit-learn's 1,797 real digits: 1,297 to train, 500 to test; split, noise and flips drawn from `seed`."""
     from sklearn.datasets import load_digits
 
-    check_values("digits", noise=(noise, "[0, inf)"), flips=(flips, "[0, 1)"))
+    check_values("digits", noise=(noise, "[0, inf)"))
     images, labels = load_digits(return_X_y=True)
     x = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16
     y = torch.tensor(labels)
@@ -181,9 +199,59 @@ def _digits(noise: float, flips: float, seed: int) -> tuple[Examples, Examples]:
     flipped = torch.rand(len(x), generator=random) < flips
     flipped[order[1297:]] = False                            # the test labels stay true
     other = (y + torch.randint(1, 10, y.shape, generator=random)) % 10
-    data = Examples(x, torch.where(flipped, other, y), info={"noise": spread, "flipped": flipped},
+    data = Examples(x, torch.where(flipped, other, y), info={"noise": spread, "flipped": flipped, "clean": y},
                     names=tuple("0123456789"))
     return data[order[:1297].sort().values], data[order[1297:].sort().values]
+
+
+# -- Wrong labels -----------------------------------------------------------------------------------------------------
+
+
+def _check_labels(name: str | Path, labels: str, classes: object, flips: float | None) -> None:
+    known = [label for label in LABELS if label != "clean"]
+    if name != "cifar10":
+        raise ValueError(f"labels={labels!r} are of the images of cifar10; {name!r} has none from annotators")
+    if labels not in known:
+        raise ValueError(f"labels must be one of {', '.join(known)}, or None: those of the data set; got {labels!r}")
+    if classes is not None or flips is not None:
+        raise ValueError(f"labels={labels!r} go with all ten classes and without flips: leave out classes= and flips=")
+
+
+def _relabelled(train: Examples, labels: str, folder: Path) -> Examples:
+    """The training images of CIFAR-10 with the labels of annotators. The clean labels of the file prove its order."""
+    paths = folder / "CIFAR-10_human.pt", folder / "cifar10n.npz"
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
+        raise FileNotFoundError(f"the human labels of cifar10 were not found: looked for {paths[0].resolve()} and "
+                                f"{paths[1].name} beside it. Get data/CIFAR-10_human.pt of the repository "
+                                f"UCSC-REAL/cifar-10-100n (licence CC BY-NC 4.0), or point RUM_DATA or root= to it")
+    names = [LABELS[name] if path.suffix == ".pt" else name for name in (labels, "clean")]
+    given, clean = (torch.from_numpy(values) for values in columns(path, names).values())
+    for name, values in zip(names, (given, clean), strict=True):
+        if len(values) != 50_000 or values.is_floating_point() or int(values.min()) < 0 or int(values.max()) > 9:
+            raise ValueError(f"{name!r} of {path} must be 50,000 whole numbers from 0 to 9, one for each training "
+                             f"image; got {len(values):,} from {values.min():g} to {values.max():g}. Fetch it again"
+                             if len(values) else f"{name!r} of {path} is empty. Fetch it again")
+    if (differ := int((clean[train.index] != train.y).sum())):
+        raise ValueError(f"the clean labels of {path} differ from those of the images for {differ} of {len(train)}: "
+                         f"the images are of other data, or in another order than published")
+    return _with_labels(train, given[train.index])
+
+
+def _flipped(train: Examples, share: float, seed: int) -> Examples:
+    """That share of the labels moved to another class, each equally likely."""
+    random = torch.Generator().manual_seed(seed)
+    rows = torch.randperm(len(train), generator=random)[:round(share * len(train))]
+    classes, moved = max(len(train.names), int(train.y.max()) + 1), train.y.clone()
+    moved[rows] = (moved[rows] + torch.randint(1, classes, rows.shape, generator=random)) % classes
+    return _with_labels(train, moved)
+
+
+def _with_labels(train: Examples, y: Tensor) -> Examples:
+    return replace(train, y=y, info={**train.info, "flipped": y != train.y, "clean": train.y})
+
+
+# -- Files ------------------------------------------------------------------------------------------------------------
 
 
 def _parquet(path: Path, **select) -> Examples:
@@ -351,7 +419,7 @@ def _ids(path: Path, column: str) -> dict[int, int]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no list of ids {path}")
     found = {}
-    for line, (text,) in _rows(path, [column]):
+    for line, (text,) in rows(path, [column]):
         if not re.fullmatch("[0-9]{1,18}", text):
             raise ValueError(f"ids in {path} must be whole numbers, those of examples.index; line {line} has {text!r}")
         if int(text) in found:
@@ -361,120 +429,3 @@ def _ids(path: Path, column: str) -> dict[int, int]:
     if not found:
         raise ValueError(f"ids in {path} must be whole numbers, those of examples.index; there are none")
     return found
-
-
-# -- Files of strangers: sizes are checked before memory is taken, and nothing is unpickled ---------------------------
-
-
-def columns(path: Path, names: list[str]) -> dict[str, np.ndarray]:
-    """Columns of numbers, (n,) each, of a .npz or .csv file. The others are not read: there may be gigabytes of them.
-
-    Raises FileNotFoundError without the file, and ValueError for a file that is damaged, does not hold these columns
-    exactly once, or claims to be larger than a file of scores can be.
-    """
-    if path.suffix not in (".npz", ".csv"):
-        raise ValueError(f"published scores are read from .npz and .csv files; got {path.name}")
-    if not path.is_file():
-        raise ValueError(f"{path} is no regular file") if path.exists() else FileNotFoundError(f"there is no {path}")
-    if path.suffix == ".csv":
-        found = [array("d") for _ in names]
-        for line, fields in _rows(path, names):
-            for name, text, column in zip(names, fields, found, strict=True):
-                try:
-                    column.append(float(text))
-                except ValueError:
-                    raise ValueError(f"{name!r} of {path} must be one number per example; line {line} has "
-                                     f"{text[:40]!r}") from None
-        return {name: np.array(column) for name, column in zip(names, found, strict=True)}
-    try:
-        return _npz(path, names)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, SyntaxError,
-            MemoryError, UnicodeError) as problem:
-        raise ValueError(f"{path} is no file of arrays, or damaged: {str(problem)[:80]}. Fetch it again") from problem
-
-
-def _npz(path: Path, names: list[str]) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(path) as file:
-        held = [name.removesuffix(".npy") for name in file.namelist()]
-        for name in names:
-            if held.count(name) != 1:
-                raise ValueError(f"{path} has {'several' if name in held else 'no'} {name!r}; it has {_shown(held)}")
-        members = {name: file.getinfo(f"{name}.npy") for name in names}
-        if any(m.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for m in members.values()):
-            raise zipfile.BadZipFile("compressed in a way that NumPy does not use")
-        found = {}
-        for name, member in members.items():
-            with file.open(member) as stream:
-                found[name] = _array(stream, member.file_size, f"{name!r} of {path}")
-        return found
-
-
-def _array(stream: BinaryIO, size: int, what: str) -> np.ndarray:
-    """The numbers (n,) of a .npy file of that size. What its header claims is checked before memory is taken."""
-    version = np.lib.format.read_magic(stream)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"{what} has the format {version}, which is none of plain numbers")
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    try:
-        shape, _, dtype = read(stream)
-    except ValueError as problem:                            # of several lines
-        raise ValueError(f"{what} has no header of an array, or a damaged one. Fetch it again") from problem
-    if dtype.hasobject:
-        raise ValueError(f"{what} holds Python objects, which are never unpickled")
-    if len(shape) != 1 or dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise ValueError(f"{what} must be one number per example; got {dtype} {str(shape)[:60]}")
-    if not 0 <= shape[0] <= MOST_VALUES:
-        raise ValueError(f"{what} claims {shape[0]:.3g} values; a file of scores has at most {MOST_VALUES:,}")
-    wanted = shape[0] * dtype.itemsize
-    content = stream.read(wanted + 1) if stream.tell() + wanted == size else b""
-    if len(content) != wanted:
-        raise ValueError(f"{what} claims {shape[0]} values and does not have that size: it is damaged. Fetch it again")
-    return np.frombuffer(content, dtype).astype("f8" if dtype.kind == "f" else "i8")
-
-
-def _rows(path: Path, names: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """(number of the line, fields under these names) of all lines of a CSV file that hold anything. Empty fields at the
-    end of a line, as spreadsheets write them, are passed over."""
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size:.3g} bytes; a file of scores has at most {MOST_BYTES:,}")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        header, reader = [], csv.reader(_lines(file, path), skipinitialspace=True, strict=True)
-        try:
-            for row in reader:
-                row = [field.strip() for field in row]
-                while len(row) > len(header) and not row[-1]:
-                    row.pop()
-                if not header:
-                    header, at = row, row and [_place(path, name, row) for name in names]
-                elif any(row):
-                    if len(row) != len(header):
-                        raise ValueError(f"line {reader.line_num} of {path} has {len(row)} fields, the first line "
-                                         f"names {len(header)}: put a field that holds a comma in quotes, and no field "
-                                         f"less")
-                    yield reader.line_num, [row[place] for place in at]
-        except (csv.Error, UnicodeDecodeError) as problem:
-            raise ValueError(f"{path} is no CSV file in UTF-8: line {reader.line_num + 1}: {problem}") from problem
-    if not header:
-        raise ValueError(f"{path} is no CSV file: it is empty")
-
-
-def _place(path: Path, name: str, header: list[str]) -> int:
-    alike = [column for column in header if column.casefold().split() == str(name).casefold().split()]
-    if len(alike) > 1:
-        raise ValueError(f"the column {name!r} of {path} is ambiguous: its first line names {alike}. Rename all but "
-                         f"one")
-    if name not in header:
-        raise ValueError(f"{path} has no column {name!r}; its first line names {_shown(header)}. Ask for one of these "
-                         f"(column=, key=, labels=), or put the names above, with commas between them")
-    return header.index(name)
-
-
-def _shown(names: list[str]) -> str:
-    return ", ".join(repr(name[:30]) for name in names[:8]) + " ..." * (len(names) > 8)
-
-
-def _lines(file: TextIO, path: Path) -> Iterator[str]:
-    while line := file.readline(LONGEST_LINE):
-        if len(line) == LONGEST_LINE:
-            raise ValueError(f"{path} has a line of {LONGEST_LINE:,} characters or more: it is no table of numbers")
-        yield line

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rumlib.columns import columns
 from rumlib.data import IDS, Examples, as_tensor, digest, label_hash
-from rumlib.datasets import columns
 from rumlib.device import check_values, is_official
 from rumlib.ensemble import fit_many
 from rumlib.models import Factory, check_factory

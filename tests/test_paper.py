@@ -37,14 +37,14 @@ def paper(home, *arguments):
 
 @pytest.fixture
 def home(tmp_path):
-    """Two notebooks that train an original model for each seed; the last one counts what the other has written."""
+    """Two notebooks that train an original model for each seed; that of the claims counts what the other wrote."""
     (tmp_path / "notebooks").mkdir()
     train = ("from rumlib.lab import Study\nstudy = Study(profile, seeds=seeds, quiet=quiet)\n"
              "study.originals(study.profile.seeds)\nstudy.figures.mkdir(parents=True, exist_ok=True)\n"
              "(study.figures / 'used.txt').write_text(str(len(study.profile.seeds)))")
     count = ("import os\nfrom pathlib import Path\nfolder = Path(os.environ['RUM_FIGURES']) / profile\n"
              "(folder / 'last.txt').write_text((folder / 'used.txt').read_text())")
-    for name, cell in (("00_one", train), ("01_last", count)):
+    for name, cell in (("00_one", train), ("01_claims", count)):
         notebook(tmp_path / "notebooks" / f"{name}.ipynb", cell, profile="smoke", seeds=None, quiet=True)
     return tmp_path
 
@@ -56,7 +56,7 @@ def test_a_grid_is_every_profile_with_every_number_of_seeds(home):
     for profile in ("smoke", "smoke-classes"):
         for seeds in (1, 3):
             folder = home / "runs" / f"{profile}-x{seeds}"
-            assert {path.name for path in folder.glob("*.ipynb")} == {"00_one.ipynb", "01_last.ipynb"}
+            assert {path.name for path in folder.glob("*.ipynb")} == {"00_one.ipynb", "01_claims.ipynb"}
             assert (folder / "figures" / profile / "last.txt").read_text() == str(seeds)
         cells = {path.stem for path in (home / "runs" / profile / "results" / "original").glob("*.json")}
         assert len(cells) == 3                               # seeds 0 to 2, those of one seed among them
@@ -72,7 +72,7 @@ def test_a_grid_is_every_profile_with_every_number_of_seeds(home):
 def test_a_run_on_a_cluster_starts_one_for_all_notebooks_and_each_has_its_own_list(home, monkeypatch):
     monkeypatch.setenv("RUM_ENGINE", "dask")
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
-    seeds = {"00_one": 0, "01_last": 1}
+    seeds = {"00_one": 0, "01_claims": 1}
     for path in (home / "notebooks").glob("*.ipynb"):
         notebook(path, "import os\nfrom pathlib import Path\nfrom rumlib.lab import Study\n"
                        "from rumlib.lab.settings import home as find_home\n"
@@ -81,12 +81,22 @@ def test_a_run_on_a_cluster_starts_one_for_all_notebooks_and_each_has_its_own_li
                  profile="smoke", seeds=None, quiet=True)
     done = paper(home, "smoke")
     assert done.returncode == 0, done.stderr
-    assert (home / "00_one.txt").read_text() == (home / "01_last.txt").read_text()
+    assert (home / "00_one.txt").read_text() == (home / "01_claims.txt").read_text()
     asked = {path.stem: [one[:2] for one in json.loads(path.read_text())["results"]]
              for path in (home / "runs/smoke/asked").glob("*")}
     study = Study("smoke", home=home)
     assert asked == {name: [["original", digest_of(original.identity(study, seed))]]
                      for name, seed in seeds.items()}
+
+
+def test_the_notebook_of_the_claims_comes_last_whatever_its_number(home, monkeypatch):
+    count = (home / "notebooks/01_claims.ipynb").rename(home / "notebooks/00_claims.ipynb")
+    (home / "notebooks/00_one.ipynb").rename(home / "notebooks/03_one.ipynb")
+    called = []
+    monkeypatch.setenv("RUM_HOME", str(home))
+    monkeypatch.setattr(run.Run, "execute", lambda self, source, place: called.append(source.name))
+    run.main("smoke")
+    assert called == ["03_one.ipynb", count.name]
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -106,7 +116,7 @@ def test_what_cannot_be_run_is_one_line(arguments, words, tmp_path, monkeypatch)
 def one(tmp_path, monkeypatch):
     """A run of two notebooks that are not executed: `one.does` is called instead."""
     (tmp_path / "notebooks").mkdir()
-    for name in ("00_one", "01_last"):
+    for name in ("00_one", "01_claims"):
         notebook(tmp_path / "notebooks" / f"{name}.ipynb", profile="smoke")
     monkeypatch.setenv("RUM_HOME", str(tmp_path))
     found = SimpleNamespace(home=tmp_path, folder=tmp_path / "runs/smoke", does=lambda self, source, place=0: None)

@@ -47,9 +47,16 @@ def test_every_profile_can_be_planned_without_its_data(name, monkeypatch, tmp_pa
     monkeypatch.setenv("RUM_DATA", str(tmp_path))
     p = PROFILES.get(name, IMAGENET)
     tasks = Plan(p, UNIT, 1).tasks
-    assert sum(task.size for task in tasks if task.kind == "bank") == p.score_models
+    assert sum(task.size for task in tasks if task.kind == "bank") == p.score_models * (2 if p.flips else 1)
     assert {task.seed for task in tasks if task.kind == "original"} >= {*p.seeds, *p.tuning_seeds}
     assert all(task.size < sizes(p).n for task in tasks if task.kind == "run")
+
+
+def test_a_twin_with_synthetic_errors_is_planned_as_the_study_itself():
+    p = rum.lab.profile("cifar10n-cpu")
+    alone = Plan(replace(p, flips={}), UNIT, 1).results["kind"].value_counts()
+    more = Plan(p, UNIT, 1).results["kind"].value_counts() - alone
+    assert more.to_dict() == {"bank": alone["bank"], "original": 1, "probed": 2, "oracle": 0, "run": 0}
 
 
 @pytest.mark.parametrize("name", ["smoke", "laptop"])

@@ -87,7 +87,7 @@ def planted(folder, mark):
                  "cifar-10-batches-py/batches.meta", "cifar-100-python/train", "cifar-100-python/test",
                  "cifar-100-python/meta", "scores.npz", "scores.csv",
                  "FashionMNIST/raw/train-images-idx3-ubyte", "FashionMNIST/processed/training.pt",
-                 "FashionMNIST/processed/test.pt", "weights.safetensors", "card.json"):
+                 "FashionMNIST/processed/test.pt", "cifar10n/CIFAR-10_human.pt", "weights.safetensors", "card.json"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(bomb)
     array = io.BytesIO()

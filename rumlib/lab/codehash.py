@@ -32,7 +32,7 @@ from types import FunctionType, ModuleType
 # What changes no result does not count: the machinery of the lab, but for what it computes; the readers of data, whose
 # content counts; recorded steps, which repeat the steps that count bit by bit.
 COUNTED = "rumlib.lab.computations"
-APART = ("rumlib.lab", "rumlib.datasets", "rumlib.graphs")
+APART = ("rumlib.lab", "rumlib.columns", "rumlib.datasets", "rumlib.graphs")
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DEFINITIONS = (*FUNCTIONS, ast.ClassDef)
 SCOPES = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)

@@ -5,7 +5,7 @@
     python -m rumlib.lab.plan imagenet devices=64 tflops=300     # on devices that sustain so many TFLOP/s each
     plan = Plan(p, measured(p), devices=2); plan.table(), plan.hours
 
-A sketch of the study lists what notebooks 01 to 06 ask for, from the lists that they run themselves
+A sketch of the study lists what notebooks 01 to 06 and 12 ask for, from the lists that they run themselves
 (`rumlib.lab.sketch`, `rumlib.lab.protocol`). One pilot of each kind of computation is measured: one epoch on random
 images. A result takes as much longer than its pilot as more examples pass through training and evaluation.
 """
@@ -235,10 +235,10 @@ class Plan:
                 return [("bank", p.scored_by.recipe.epochs * p.fraction * n * task.size)]
             case "original" | "oracle":
                 return [("original", p.recipe.epochs * (n - task.size))]
-            case "probed" if task.forget == "loss_curvature":
-                return [(task.forget, p.recipe.epochs * n)]
+            case "probed" if task.forget.endswith("loss_curvature"):
+                return [("loss_curvature", p.recipe.epochs * n)]
             case "probed":                                   # two models, each tuned further on what it has not seen
-                return [(task.forget, 2 * n * (0.9 * p.recipe.epochs + 0.1 * HOLDOUT.epochs))]
+                return [("holdout_retraining", 2 * n * (0.9 * p.recipe.epochs + 0.1 * HOLDOUT.epochs))]
             case "requests":                                 # eight of them; retrained as often as is known before
                 again = 8 // int(task.forget) if task.forget.isdecimal() else 0
                 return [*8 * work(task.does, task.size // 8, n - task.size // 2),
@@ -308,8 +308,8 @@ class Plan:
             f"pilots {r.source}: an example takes {r.train['original']:.3g} s in training and {r.evaluation:.3g} s in "
             f"an evaluation, a membership attack {r.attack:.2g} s, the placing of a set {r.placing:.2g} s",
             f"an example in training, against one of the original's: {rates}",
-            f"{self.devices} workers that wait for each other at the end of a stage alone; notebooks 01 to 06 with "
-            f"{len(p.seeds)} reporting and {len(p.tuning_seeds)} tuning seeds"]
+            f"{self.devices} workers that wait for each other at the end of a stage alone; notebooks 01 to 06 and 12 "
+            f"with {len(p.seeds)} reporting and {len(p.tuning_seeds)} tuning seeds"]
 
 
 # -- ImageNet ---------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@
     laptop-draws    notebook 05 on six draws of the digits: whether refinement pays
     cifar10-small   four classes of CIFAR-10 at 16x16 and a small ResNet: real images on two cores
     cifar10-cpu     all ten classes at 32x32 and a larger ResNet: the paper's claims in two hours on two cores
+    cifar10n-cpu    the labels of one annotator for 4,000 of these images: notebook 12 on two cores
     cifar10, cifar100, tiny_imagenet, tiny_imagenet_resnet18     the paper's own scale, for a GPU
 """
 
@@ -57,6 +58,7 @@ class Profile:
     algorithms       label -> algorithm of the paper, without its learning rate and epochs
     further          label -> (algorithm, field -> values tried) of other methods
     classes          fields of the profile that differ where whole classes are unlearned
+    flips            options of the data that differ in a twin with synthetic label errors; none: there is no twin
     notebooks        numbers of the notebooks that `make paper` runs; none: all
     workers          processes that compute; -1: one per core
     seeds            reporting seeds;  tuning_seeds: those on which settings are chosen
@@ -88,6 +90,7 @@ class Profile:
     algorithms: Mapping[str, Algorithm | SalUn] = field(default_factory=dict)
     further: Mapping[str, tuple[Callable, Mapping]] = field(default_factory=dict)
     classes: Mapping[str, object] = field(default_factory=dict)
+    flips: Mapping[str, object] = field(default_factory=dict)
     notebooks: tuple[str, ...] = ()
     workers: int = -1
     seeds: tuple[int, ...] = tuple(range(8))
@@ -124,9 +127,23 @@ class Profile:
         """The profile for unlearning whole classes."""
         return replace(self, name=f"{self.name}-classes", **self.classes)
 
+    def for_flips(self) -> Profile:
+        """The twin whose label errors are synthetic."""
+        return replace(self, name=f"{self.name}-flips", options={**self.options, **self.flips}, flips={})
+
+    @property
+    def parts(self) -> tuple[Profile, ...]:
+        """The profiles of all studies that its notebooks open."""
+        return (self, self.for_classes(), *((self.for_flips(),) if self.flips else ()))
+
+    @property
+    def wrong_labels(self) -> bool:
+        """Whether wrong labels of its data are known: those of the digits are, unless there are to be none."""
+        return bool(self.options.get("labels") or self.options.get("flips", self.data == "digits"))
+
     def includes(self, notebook: str) -> bool:
-        """Whether the study runs the notebook of that name or number."""
-        return not self.notebooks or notebook[:2] in self.notebooks
+        """Whether the study runs the notebook of that name or number; that of label errors needs known ones."""
+        return (notebook[:2] in self.notebooks or not self.notebooks) and (notebook[:2] != "12" or self.wrong_labels)
 
     def check(self) -> None:
         """Say early what is missing: looks for the device and loads the data, unless they come along. Raises what
@@ -302,6 +319,27 @@ CIFAR10_CPU = Profile(
     tuning_seeds=(100,),
 )
 
+CIFAR10N_CPU = Profile(
+    name="cifar10n-cpu",
+    data="cifar10",
+    options=dict(n=4000, n_test=2000, labels="random1"),     # a label of one annotator each: 17 % of them are wrong
+    flips=dict(labels=None, flips=0.172),                    # as many in its twin
+    make_model=partial(small_resnet, shape=(3, 32, 32), widths=(16, 32, 64, 96)),        # that of cifar10-cpu
+    device="cpu",
+    recipe=Recipe(epochs=10, lr=0.1, batch_size=64, schedule="linear", warmup=0.1, amp=True),    # 630 steps
+    score_models=32,
+    budgets=(2,),
+    rates={2: (0.02, 0.08)},
+    ascent_rates=(0.001, 0.01),
+    rum_budget=2,
+    rum_rates=(0.02, 0.08),
+    algorithms={name: way for name, way in algorithms(64, SHORT | {"amp": True}).items()
+                if name in ("Fine-tune", "NegGrad+", "SalUn")},          # those that tell the story of RUM
+    notebooks=("12",),
+    seeds=(0, 1, 2),
+    tuning_seeds=(100,),
+)
+
 # The paper's scale. Sources: its text (arXiv 2406.01257, A.2) and its published code. bf16 instead of fp32 is ours. Of
 # CIFAR-10 all 50,000 images are trained on: the 5,000 that the paper holds out have no use here, where settings are
 # chosen on a seed of their own. The score is from the same images.
@@ -365,9 +403,9 @@ TINY_IMAGENET_RESNET18 = replace(
     recipe=replace(TINY_IMAGENET.recipe, epochs=80),         # A.2
 )
 
-PROFILES = {p.name: p for p in (SMOKE, LAPTOP, LAPTOP_DRAWS, CIFAR10_SMALL, CIFAR10_CPU, CIFAR10, CIFAR100,
-                                TINY_IMAGENET, TINY_IMAGENET_RESNET18)}
-PROFILES |= {p.name: p for p in [p.for_classes() for p in PROFILES.values()]}
+PROFILES = {p.name: p for p in (SMOKE, LAPTOP, LAPTOP_DRAWS, CIFAR10_SMALL, CIFAR10_CPU, CIFAR10N_CPU, CIFAR10,
+                                 CIFAR100, TINY_IMAGENET, TINY_IMAGENET_RESNET18)}
+PROFILES |= {part.name: part for p in PROFILES.values() for part in p.parts}
 
 
 def profile(name: str) -> Profile:

@@ -395,8 +395,37 @@ def deletions(study: Study, count: int = 8) -> tuple[list[ForgetSet], dict[str, 
                    "always retrained": (Keep(), 1)}
 
 
+# -- Notebook 12: label errors ----------------------------------------------------------------------------------------
+
+
+def known_errors(study: Study) -> dict[str, ForgetSet]:
+    """What may be known of the wrong labels: as many examples of the highest memorization as there are wrong labels,
+    some of which are right; a third of the wrong labels, drawn at random; all of them."""
+    wrong = study.train.info["flipped"]
+    order = torch.rand(len(wrong), generator=torch.Generator().manual_seed(12)).masked_fill(~wrong, 2.0).argsort()
+    third = torch.isin(torch.arange(len(wrong)), order[:int(wrong.sum()) // 3])
+    masks = {"found": study.score.pick(int(wrong.sum()), "high"), "a third": third, "all errors": wrong}
+    return {name: study.forget_set(name, mask) for name, mask in masks.items()}
+
+
+def corrections(study: Study) -> Table:
+    """Ways of unlearning what is known of the wrong labels, each with every rate, on tuning and reporting seeds (four
+    at most): settings are chosen in the notebook, by ToW and by accuracy on clean labels. RUM does nothing for its low
+    part; the others have the epochs of its two other steps."""
+    p, refine = study.profile, Refine(study.score, parts=3)
+    ways = {name: step(p, name, 2 * p.rum_budget) for name in ("Fine-tune", "NegGrad+", "SalUn")}
+    ways["RUM"] = RUM(refine, (Keep(), step(p, "Fine-tune"), step(p, "SalUn")))
+    runs = {}
+    for which, forget in known_errors(study).items():
+        runs |= {(which, name, rate): (forget, vary(way, lr=rate)) for name, way in ways.items()
+                 for rate in p.rum_rates[-3:]}
+        runs[which, "Nothing", 0.0] = forget, Keep()
+    return Table({}, ("set", "algorithm", "rate"), (*p.tuning_seeds, *p.seeds[:4]), mia=False, fixed=runs)
+
+
 TABLES: dict[str, tuple[Callable[[Study], Table], ...]] = {  # by notebook; notebook 06 takes its sets as arguments
     "03": (memorization_levels, entanglement_levels, matched_levels),
     "04": (rum_variants, mixed_rums, by_proxies, refined_by, memorization_levels),
     "05": (one_rate, large_share, high_part),
+    "12": (corrections,),
 }

@@ -284,8 +284,9 @@ opened = cache(Published)                                    # the results in a 
 
 
 def studies(which: str, home: Path, *, asked: bool = True) -> list[Study]:
-    """A profile's own study and that of whole classes; those that a notebook has asked for results, or both."""
-    found = [Study(p, quiet=True, home=home) for p in (profile(which), profile(which).for_classes())]
+    """A profile's own study, that of whole classes and that of synthetic flips; those that a notebook has asked for
+    results, or all."""
+    found = [Study(p, quiet=True, home=home) for p in profile(which).parts]
     return [study for study in found if study.manifest.parent.exists() or not asked]
 
 

@@ -32,6 +32,7 @@ from rumlib.lab.results import Published, studies
 
 SIDE_BY_SIDE = (os.cpu_count() or 1) + 1                     # notebooks at a time; those of a profile take turns
 ON_CUDA = 4                                                  # each has a context there, which takes half a gigabyte
+GATHERS = "_claims"                                          # of the notebook that gathers what the others have written
 LEFT = 75                                                    # exit status: the time was up
 ENDS = ("TimeIsUp", "Stopped", "NotPublished")               # errors that say all in one line (`rumlib.lab.memo`)
 
@@ -79,7 +80,8 @@ def execute(runs: list[Run], home: Path, only: Sequence[str] = ()) -> None:
     """Execute the numbered notebooks of these runs, or `only` some of them, by name. Raises the first error, once all
     others have ended; SystemExit, with what is to be done, where the notebooks themselves are not to blame."""
     sources = numbered(home, with_live=not runs[0].told)
-    stages = (sources[:-1], sources[-1:])                    # the last one gathers what the others have written
+    last = [source for source in sources if source.stem.endswith(GATHERS)]
+    stages = ([source for source in sources if source not in last], last)
     from papermill.exceptions import PapermillExecutionError  # takes seconds
 
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -121,7 +123,7 @@ def numbered(home: Path, *, with_live: bool) -> list[Path]:
 @contextmanager
 def telling_damage(runs: list[Run], home: Path) -> Iterator[None]:
     """At the end, also after an error, say what else the notebooks alone say: which results were damaged, or failed."""
-    names = {p.name for run in runs for p in (profile(run.profile), profile(run.profile).for_classes())}
+    names = {p.name for run in runs for p in profile(run.profile).parts}
 
     def found(ending: str) -> set[tuple[Path, int]]:         # what is renamed has another ctime, and the same mtime
         paths = (path for name in names for path in (home / "runs" / name).glob(f"*/*/*.{ending}"))

@@ -17,13 +17,13 @@ import torch
 
 from rumlib.algorithms.base import Keep
 from rumlib.data import Examples
-from rumlib.datasets import load
+from rumlib.datasets import FLIPS, load
 from rumlib.lab import protocol
 from rumlib.lab.profiles import Profile
 from rumlib.lab.study import Study
 from rumlib.lab.tables import Cell
 from rumlib.lab.tuning import search, stages, tuned, with_setting
-from rumlib.proxies import TRACED
+from rumlib.proxies import PROXIES, TRACED
 from rumlib.rum import RUM
 from rumlib.scores import Score
 
@@ -71,7 +71,9 @@ def sizes(p: Profile) -> Sizes:
 # -- What its notebooks ask for ---------------------------------------------------------------------------------------
 
 
-NOTEBOOKS = ("01_pretraining", "02_scoring", "03_factors", "04_rum", "05_rum_ablations", "06_without_oracle")
+NOTEBOOKS = ("01_pretraining", "02_scoring", "03_factors", "04_rum", "05_rum_ablations", "06_without_oracle",
+             "12_label_errors")
+WRONG = {"random1": 0.172, "random2": 0.181, "random3": 0.176, "aggre": 0.090, "worse": 0.402}       # of CIFAR-10N
 
 
 @dataclass(frozen=True)
@@ -110,14 +112,15 @@ class Sketch:
 
     def __init__(self, p: Profile, notebook: str):
         known, digits = sizes(p), p.data == "digits"
-        self.profile, self.notebook, self.tasks = p, notebook, {}
-        self.train, self.test = (Examples(torch.zeros(n, 1), torch.arange(n) % known.classes,
-                                          info={"noise": torch.zeros(n)} if digits else {})
-                                 for n in (known.n, known.n_test))
+        self.profile, self.notebook, self.tasks, self.name = p, notebook, {}, ""
+        wrong = WRONG.get(p.options.get("labels"), p.options.get("flips") or (FLIPS if digits else 0.0))
+        self.train, self.test = (Examples(torch.zeros(n, 1), torch.arange(n) % known.classes, info={
+            "flipped": torch.arange(n) < wrong * n, **({"noise": torch.zeros(n)} if digits else {})})
+            for n in (known.n, known.n_test))
 
     def add(self, stage: str, kind: str, forget: Named = WHOLE, algorithm: Callable = NOTHING, seed: int = 0,
             mia: bool = True, counted: Callable = NOTHING) -> None:
-        task = Task(stage, kind, forget.name, len(forget), repr(algorithm), seed, mia, counted)
+        task = Task(stage, kind, self.name + forget.name, len(forget), repr(algorithm), seed, mia, counted)
         self.tasks.setdefault(task, task)
 
     @cached_property
@@ -126,6 +129,13 @@ class Sketch:
         for k in range(0, p.score_models, p.score_chunk):
             self.add("subset models", "bank", Named("", min(p.score_chunk, p.score_models - k)), seed=k)
         return Score("memorization", torch.zeros(len(self.train)), bank=SimpleNamespace(included=[None]))
+
+    @cached_property
+    def flips(self) -> Sketch:
+        """The twin with synthetic label errors; what it asks for is told from the rest by the names of its sets."""
+        twin = Sketch(self.profile.for_flips(), self.notebook)
+        twin.tasks, twin.name = self.tasks, "flips "
+        return twin
 
     def proxy(self, name: str) -> Score:
         self.originals([0])
@@ -234,6 +244,9 @@ def ask(study: Sketch | Study, notebook: str) -> None:
         study.oracles(study.levels().values(), p.seeds)
     elif notebook == "02":
         protocol.scores(study)
+    elif notebook == "12":
+        for one in (study, *([study.flips] if p.flips else [])):
+            _ = one.score, *map(one.proxy, PROXIES)
     elif notebook == "03":
         for level in protocol.LEVELS:
             study.entanglement(study.levels()[level])

@@ -101,6 +101,11 @@ class Study(Memoized):
                 "recipe": repr(self.profile.recipe), "device": self.device.type, "dtype": str(weight.dtype),
                 "torch": ".".join(version("torch").split(".")[:2]), "format": FORMAT}
 
+    @cached_property
+    def flips(self) -> Study:
+        """The study of the twin with synthetic label errors, of a profile that has one."""
+        return Study(self.profile.for_flips(), quiet=self.quiet, home=self.home)
+
     # -- Scores and models
 
     @cached_property
