@@ -704,3 +704,12 @@ def test_where_there_is_no_fcntl_studies_run_too():
     found = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, env=environment,
                            cwd=Path(__file__).parent)
     assert found.stdout == "3\n", found.stderr
+
+
+def test_another_draw_has_other_data_and_a_folder_of_its_own(tmp_path):
+    study = open_study(tmp_path, replace(TINY, draws=2))
+    first, second = map(study.drawn, range(2))
+    assert first.train.digest == study.train.digest != second.train.digest and len(first.train) == len(second.train)
+    assert len({one.profile.name for one in (study, first, second)}) == 3
+    assert {first.profile.name, second.profile.name} <= {part.name for part in study.profile.parts}
+    assert len(open_study(tmp_path).profile.parts) < len(study.profile.parts)

@@ -131,10 +131,15 @@ class Profile:
         """The twin whose label errors are synthetic."""
         return replace(self, name=f"{self.name}-flips", options={**self.options, **self.flips}, flips={})
 
+    def for_draw(self, number: int) -> Profile:
+        """The profile for another draw of its data: noise, flipped labels, split, or choice of images."""
+        return replace(self, name=f"{self.name}-{number}", options={**self.options, "seed": number}, draws=1)
+
     @property
     def parts(self) -> tuple[Profile, ...]:
         """The profiles of all studies that its notebooks open."""
-        return (self, self.for_classes(), *((self.for_flips(),) if self.flips else ()))
+        draws = range(self.draws) if self.draws > 1 else ()
+        return (self, self.for_classes(), *((self.for_flips(),) if self.flips else ()), *map(self.for_draw, draws))
 
     @property
     def wrong_labels(self) -> bool:

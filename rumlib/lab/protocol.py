@@ -260,13 +260,6 @@ def refined_by(study: Study) -> Table:
 # -- Notebook 05: ablations of RUM ------------------------------------------------------------------------------------
 
 
-def draw(study: Study, number: int) -> Study:
-    """The same study of another draw of its data: noise, flipped labels, split, or choice of images."""
-    p = study.profile
-    again = replace(p, options={**p.options, "seed": number})
-    return study if number == p.options.get("seed", 0) else Study(again, quiet=study.quiet, home=study.home)
-
-
 def orders(study: Study) -> Table:
     """RUM^F of the paper's algorithms in the orders that `rum_variants` has not."""
     mix, names = study.levels()["mix"], Refine(study.score, parts=3).names
@@ -422,6 +415,8 @@ def corrections(study: Study) -> Table:
         runs[which, "Nothing", 0.0] = forget, Keep()
     return Table({}, ("set", "algorithm", "rate"), (*p.tuning_seeds, *p.seeds[:4]), mia=False, fixed=runs)
 
+
+DRAWN = (rum_variants, mixed_rums, orders, left_out)         # what notebook 05 runs in every draw of the data
 
 TABLES: dict[str, tuple[Callable[[Study], Table], ...]] = {  # by notebook; notebook 06 takes its sets as arguments
     "03": (memorization_levels, entanglement_levels, matched_levels),

@@ -133,8 +133,14 @@ class Sketch:
     @cached_property
     def flips(self) -> Sketch:
         """The twin with synthetic label errors; what it asks for is told from the rest by the names of its sets."""
-        twin = Sketch(self.profile.for_flips(), self.notebook)
-        twin.tasks, twin.name = self.tasks, "flips "
+        return self._twin(self.profile.for_flips(), "flips ")
+
+    def drawn(self, number: int) -> Sketch:
+        return self._twin(self.profile.for_draw(number), f"draw {number} ")
+
+    def _twin(self, p: Profile, name: str) -> Sketch:
+        twin = Sketch(p, self.notebook)
+        twin.tasks, twin.name = self.tasks, name
         return twin
 
     def proxy(self, name: str) -> Score:
@@ -250,6 +256,10 @@ def ask(study: Sketch | Study, notebook: str) -> None:
     elif notebook == "03":
         for level in protocol.LEVELS:
             study.entanglement(study.levels()[level])
+    elif notebook == "05" and p.draws > 1:
+        for one in map(study.drawn, range(p.draws)):
+            for found in (table(one) for table in protocol.DRAWN):
+                one.unlearn(found.cells(one.tune(found.spaces)[0]))
     elif notebook == "06":
         sets = protocol.requests(study)
         known, _ = study.tune(protocol.with_oracle(study, sets).spaces)

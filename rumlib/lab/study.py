@@ -106,6 +106,10 @@ class Study(Memoized):
         """The study of the twin with synthetic label errors, of a profile that has one."""
         return Study(self.profile.for_flips(), quiet=self.quiet, home=self.home)
 
+    def drawn(self, number: int) -> Study:
+        """The same study of another draw of its data."""
+        return Study(self.profile.for_draw(number), quiet=self.quiet, home=self.home)
+
     # -- Scores and models
 
     @cached_property
