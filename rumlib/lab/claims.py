@@ -137,6 +137,7 @@ def counted(found: Iterable[Mapping] | pd.DataFrame) -> pd.DataFrame:
 def save(study: Study, found: list[Mapping], name: str) -> pd.DataFrame:
     """Write the comparisons of a notebook to figures/<profile>/claims_<name>.csv, and return them as a table."""
     table = pd.DataFrame(found, columns=None if found else ["claim", "what", "mean", "low", "high", "n", "verdict"])
+    study.figures.mkdir(parents=True, exist_ok=True)
     table.to_csv(study.figures / f"claims_{name}.csv", index=False, float_format="%.6g")
     return table
 
