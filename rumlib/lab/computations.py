@@ -5,8 +5,8 @@
     run(study, forget, algorithm, 0, True)["tow"]            # one unlearning run beside that oracle
     model(study, 0), retrained(study, forget, 0)             # the models themselves, read from disk or trained
 
-A result is a dictionary of plain values; "tensors" in it are kept exactly, "large" ones (weights) in a file of their
-own. Results are found by the code that makes them, so that this file holds nothing that changes no result.
+A result holds plain values; its "tensors" are kept exactly, "large" ones (weights) in a file of their own. Results are
+found by the code that makes them: all that stands here may change one.
 """
 
 from __future__ import annotations
@@ -351,19 +351,13 @@ def requests(study: Memoized, forgets: tuple[ForgetSet, ...], algorithm: Callabl
     return {"rows": rows, "tensors": {f"forget {k + 1}": forget.index for k, forget in enumerate(forgets)}}
 
 
-# -- Planted entanglement ---------------------------------------------------------------------------------------------
-
-
 PLANTED = {"isolated": (6.0, 0), "overlapping": (0.0, 120)}              # distance, and how many are retained there
 
 
 def plant(seed: int, *, clean: int = 600, size: int = 60) -> tuple[Examples, Examples, dict[str, Tensor]]:
-    """(train, test, place -> mask): points in 16 dimensions. `clean` of them lie around four centres, a class each; the
-    test points too. At each place of `PLANTED` lie `size` points that can be forgotten, amid others of the same kind
-    that are retained. All of these have random labels: they are learned by heart, at whatever place.
-
-    The places differ in their distance from the middle of the centres, and so in entanglement, and not in the labels.
-    """
+    """(train, test, place -> mask): `clean` points in 16 dimensions around four centres, a class each. At each place of
+    `PLANTED` lie `size` points that can be forgotten, amid others that are retained. These have random labels: they are
+    learned by heart at any place. The places differ in their distance from the centres, and so in entanglement."""
     random, d, sets, masks = torch.Generator().manual_seed(seed), 16, [], {}
     centres = 3 * torch.eye(d)[:4]
     for n in (clean, 400):
@@ -446,9 +440,6 @@ def degrees(study: Memoized, forget: ForgetSet, algorithm: Callable, seed: int, 
         rows.append({"probe": probe, "degree": test.forget, "on_test": test.control, "on_retain": retain.control,
                      "adjusted": test.adjusted, "adjusted_retain": retain.adjusted})
     return {"rows": rows}
-
-
-# -- Functions of users -----------------------------------------------------------------------------------------------
 
 
 @memoize("apply", whole_module=True)
