@@ -247,16 +247,17 @@ class Memoized:
         tasks = [plain(task) for task in tasks]
         identities = [method.identity(self, *task) for task in tasks]
         if self.published:
-            found = {digest_of(identity): self.published.find(identity) for identity in identities}
-            self._count(method.kind, found, computed=set())
-            return [found[digest_of(identity)] for identity in identities]
+            results = [self.published.find(identity) for identity in identities]
+            self._count(method.kind, dict(zip(map(digest_of, identities), results, strict=True)), computed=set())
+            return results
         if self.inside:                                      # results that another one needs, in its process
             return [method.load_or_compute(self, identity, task)
                     for identity, task in zip(identities, tasks, strict=True)]
-        todo = {digest_of(identity): (identity, task) for identity, task in zip(identities, tasks, strict=True)}
-        asked = {key: identity for key, (identity, _) in todo.items()}
-        self._note(asked, {})
+        keys = [digest_of(identity) for identity in identities]
+        asked, todo = dict(zip(keys, identities, strict=True)), dict(zip(keys, zip(identities, tasks, strict=True),
+                                                                         strict=True))
         found = {key: self.store.read(method.kind, key) for key in todo}
+        self._note(asked, found)
         missing = {key for key, result in found.items() if result is None}
         if missing:
             with self.alone():                               # what somebody else computed meanwhile is read back too
@@ -266,7 +267,7 @@ class Memoized:
         self._verify(method, {key: (found[key], todo[key][1]) for key in todo if key not in missing})
         self._note(asked, found)
         self._count(method.kind, found, computed=missing)
-        return [found[digest_of(identity)] for identity in identities]
+        return [found[key] for key in keys]
 
     def _compute(self, method: Computation, todo: dict[str, tuple], what: str) -> dict[str, dict | Failure]:
         """What is started before the time is up is finished, and kept. Raises TimeIsUp if not all could be started."""
@@ -312,11 +313,11 @@ class Memoized:
     def _note(self, identities: Mapping[str, Mapping], found: Mapping[str, dict | Failure]) -> None:
         """Put on file, durably, which results this notebook has asked for since it was started, the code that they
         depend on, and the seconds that those took that were `found`."""
-        session, before = _session(self.manifest), len(_session(self.manifest))
-        for key, identity in identities.items():
-            seconds = None if isinstance(found.get(key), Failure | None) else found[key]["seconds"]
-            session[identity["what"], key] = seconds, codes(identity)
-        if found or len(session) > before:
+        session = _session(self.manifest)
+        told = {(identity["what"], key): (None if isinstance(found[key], Failure | None) else found[key]["seconds"],
+                                          codes(identity)) for key, identity in identities.items()}
+        if any(session.get(name) != own for name, own in told.items()):
+            session |= told
             put(self.manifest, asked_for(self.identity, session))
 
     @contextmanager
