@@ -53,3 +53,16 @@ def test_a_single_run_is_drawn_without_an_interval():
     rows = [{"algorithm": "a", "level": level, "tow": 0.5} for level in ("low", "high")]
     ax = plots.levels(rum.summarise(rows, by=["algorithm", "level"], of="tow"), "level", "algorithm")
     assert all(np.ptp(segment[:, 1]) == 0 for segment in ax.containers[0][2][0].get_segments())
+
+
+def test_a_forest_has_each_difference_in_the_colour_of_its_verdict():
+    found = pd.DataFrame([{"claim": claim, "what": what, "mean": mean, "low": mean - 0.1, "high": mean + 0.1,
+                           "verdict": said} for claim, what, mean, said in (
+        ("C1", "a", 0.3, "holds"), ("C1", "b", 0.0, "inconclusive"), ("C2", "a", -0.3, "opposite"))])
+    ax = plots.forest(found, "claim", "what", "verdict")
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b", "a"]
+    drawn = {bars.get_label(): bars[0].get_color() for bars in ax.containers}
+    assert drawn == {said: plots.VERDICTS[said][0] for said in ("holds", "inconclusive", "opposite")}
+    ends = [segment[:, 0].tolist() for bars in ax.containers for segment in bars[2][0].get_segments()]
+    np.testing.assert_allclose(ends, [[0.2, 0.4], [-0.1, 0.1], [-0.4, -0.2]])
+    assert all(a < b for a, b in zip(ax.get_yticks(), ax.get_yticks()[1:], strict=False))
