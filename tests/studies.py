@@ -16,8 +16,8 @@ from rumlib.lab.codehash import Package
 
 TINY = replace(
     profile("smoke"), name="tiny", options=dict(n=150, n_test=60), make_model=partial(models.mlp, hidden=(8,)),
-    recipe=rum.Recipe(epochs=3, lr=0.1, batch_size=32), score_models=24, fraction=0.5, set_size=10, mix_size=None, bands=5,
-    seeds=(0, 1), tuning_seeds=(100, 101))
+    recipe=rum.Recipe(epochs=3, lr=0.1, batch_size=32), score_models=24, fraction=0.5, set_size=10, mix_size=None,
+    bands=5, seeds=(0, 1), tuning_seeds=(100, 101))
 finetune = rum.Finetune(epochs=1, lr=0.1, batch_size=32)
 relabel = rum.RandomLabel(epochs=1, lr=0.05, batch_size=32)
 

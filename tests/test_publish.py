@@ -35,8 +35,8 @@ from rumlib.models import describe, mlp
 
 TINY = replace(
     profile("smoke"), name="tiny", options=dict(n=150, n_test=60), make_model=partial(mlp, hidden=(8,)),
-    recipe=rum.Recipe(epochs=2, lr=0.1, batch_size=32), score_models=24, fraction=0.5, set_size=10, mix_size=None, bands=5,
-    seeds=(0, 1))
+    recipe=rum.Recipe(epochs=2, lr=0.1, batch_size=32), score_models=24, fraction=0.5, set_size=10, mix_size=None,
+    bands=5, seeds=(0, 1))
 finetune = rum.Finetune(epochs=1, lr=0.1, batch_size=32)
 
 
