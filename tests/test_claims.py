@@ -78,7 +78,7 @@ def test_claims_are_counted_and_hold_in_most():
     assert list(table.index) == ["C2", "C1", "C5b"]
     assert table[["holds", "opposite", "equivalent", "inconclusive"]].to_numpy().tolist() == [
         [2, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0]]
-    assert table["in most"].tolist() == ["holds", "does not hold", "holds"]
+    assert table["in most"].tolist() == ["holds", "inconclusive", "holds"]
     assert table.loc["C2", "text"] == claims.CLAIMS["C2"].text
 
 

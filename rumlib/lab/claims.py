@@ -123,13 +123,15 @@ def verdict(kind: str, differences: Iterable[float]) -> dict:
 
 
 def counted(found: Iterable[Mapping] | pd.DataFrame) -> pd.DataFrame:
-    """One line for each claim: in how many comparisons it holds, is opposite, equivalent or inconclusive, and whether
-    it holds in most of them."""
+    """One line for each claim: in how many comparisons it holds, is opposite, equivalent or inconclusive, and what most
+    of them say: "holds"; "does not hold" where they are opposite or equivalent; else "inconclusive"."""
     found = pd.DataFrame(found)
     table = found.groupby("claim", sort=False)["verdict"].value_counts().unstack(fill_value=0)
     table = table.reindex(columns=VERDICTS, fill_value=0)
     of = table.sum(axis=1)
-    table["in most"] = (table["holds"] > of / 2).map({True: "holds", False: "does not hold"})
+    against = table["opposite"] + table["equivalent"]
+    table["in most"] = ["holds" if yes > n / 2 else "does not hold" if no > n / 2 else "inconclusive"
+                        for yes, no, n in zip(table["holds"], against, of, strict=True)]
     table.insert(0, "text", [CLAIMS[claim].text for claim in table.index])
     return table
 
@@ -155,7 +157,8 @@ def written(home: Path, profiles: Iterable[str]) -> str:
 
 def _cell(counts: pd.Series) -> str:
     others = ", ".join(f"{kind} {counts[kind]}" for kind in VERDICTS[1:] if counts[kind])
-    return f"{'**holds**' if counts['in most'] == 'holds' else 'does not hold'}: {counts['holds']} of " \
+    said = "**holds**" if counts["in most"] == "holds" else counts["in most"]
+    return f"{said}: {counts['holds']} of " \
            f"{counts[list(VERDICTS)].sum()}" + (f" ({others})" if others else "")
 
 

@@ -125,7 +125,7 @@ class Profile:
 
     def for_classes(self) -> Profile:
         """The profile for unlearning whole classes."""
-        return replace(self, name=f"{self.name}-classes", **self.classes)
+        return replace(self, name=f"{self.name}-classes", **{"draws": 1, **self.classes})
 
     def for_flips(self) -> Profile:
         """The twin whose label errors are synthetic."""
@@ -264,7 +264,7 @@ SMOKE = replace(
     budgets=(2,),
     rates={2: (0.05,)},
     further={name: (algorithm, {field: values[len(values) // 2:][:1] for field, values in space.items()})
-             for name, (algorithm, space) in LAPTOP.further.items() if name in ("Influence", "Bad teacher")},
+             for name, (algorithm, space) in LAPTOP.further.items() if name in ("Influence", "SSD")},
     ascent_rates=(0.003,),
     rum_budget=1,
     rum_rates=(0.1,),
@@ -410,11 +410,12 @@ TINY_IMAGENET_RESNET18 = replace(
 
 PROFILES = {p.name: p for p in (SMOKE, LAPTOP, LAPTOP_DRAWS, CIFAR10_SMALL, CIFAR10_CPU, CIFAR10N_CPU, CIFAR10,
                                  CIFAR100, TINY_IMAGENET, TINY_IMAGENET_RESNET18)}
+OWN = tuple(PROFILES)                                        # the others are parts of these
 PROFILES |= {part.name: part for p in PROFILES.values() for part in p.parts}
 
 
 def profile(name: str) -> Profile:
     """The profile of that name. Raises ValueError for an unknown one."""
     if name not in PROFILES:
-        raise ValueError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)}")
+        raise ValueError(f"unknown profile {name!r}; choose one of {', '.join(OWN)}")
     return PROFILES[name]
