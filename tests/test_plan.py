@@ -47,7 +47,7 @@ def test_every_profile_can_be_planned_without_its_data(name, monkeypatch, tmp_pa
     monkeypatch.setenv("RUM_DATA", str(tmp_path))
     p = PROFILES.get(name, IMAGENET)
     tasks = Plan(p, UNIT, 1).tasks
-    studies = 1 + bool(p.flips) + (p.draws if p.draws > 1 else 0)
+    studies = p.draws + bool(p.flips)
     assert sum(task.size for task in tasks if task.kind == "bank") == studies * p.score_models
     assert {task.seed for task in tasks if task.kind == "original"} >= {*p.seeds, *p.tuning_seeds}
     assert all(task.size < sizes(p).n for task in tasks if task.kind == "run")

@@ -133,13 +133,14 @@ class Profile:
 
     def for_draw(self, number: int) -> Profile:
         """The profile for another draw of its data: noise, flipped labels, split, or choice of images."""
-        return replace(self, name=f"{self.name}-{number}", options={**self.options, "seed": number}, draws=1)
+        seed = self.options.get("seed", 0) + number
+        return replace(self, name=f"{self.name}-{number}", options={**self.options, "seed": seed}, draws=1)
 
     @property
     def parts(self) -> tuple[Profile, ...]:
         """The profiles of all studies that its notebooks open."""
-        draws = range(self.draws) if self.draws > 1 else ()
-        return (self, self.for_classes(), *((self.for_flips(),) if self.flips else ()), *map(self.for_draw, draws))
+        return (self, self.for_classes(), *((self.for_flips(),) if self.flips else ()),
+                *map(self.for_draw, range(1, self.draws)))
 
     @property
     def wrong_labels(self) -> bool:

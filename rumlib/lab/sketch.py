@@ -136,7 +136,7 @@ class Sketch:
         return self._twin(self.profile.for_flips(), "flips ")
 
     def drawn(self, number: int) -> Sketch:
-        return self._twin(self.profile.for_draw(number), f"draw {number} ")
+        return self._twin(self.profile.for_draw(number), f"draw {number} ") if number else self
 
     def _twin(self, p: Profile, name: str) -> Sketch:
         twin = Sketch(p, self.notebook)

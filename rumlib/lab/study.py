@@ -107,8 +107,8 @@ class Study(Memoized):
         return Study(self.profile.for_flips(), quiet=self.quiet, home=self.home)
 
     def drawn(self, number: int) -> Study:
-        """The same study of another draw of its data."""
-        return Study(self.profile.for_draw(number), quiet=self.quiet, home=self.home)
+        """The same study of another draw of its data; draw 0 is its own."""
+        return Study(self.profile.for_draw(number), quiet=self.quiet, home=self.home) if number else self
 
     # -- Scores and models
 
