@@ -265,7 +265,7 @@ SMOKE = replace(
     budgets=(2,),
     rates={2: (0.05,)},
     further={name: (algorithm, {field: values[len(values) // 2:][:1] for field, values in space.items()})
-             for name, (algorithm, space) in LAPTOP.further.items() if name in ("Influence", "SSD", "UNSIR")},
+             for name, (algorithm, space) in LAPTOP.further.items()},
     ascent_rates=(0.003,),
     rum_budget=1,
     rum_rates=(0.1,),
