@@ -3,7 +3,7 @@
     profile("laptop")                                        # what `make paper` runs
     replace(profile("laptop"), set_size=60)                  # a study of your own
 
-    smoke           one minute: shows that everything runs; too small for any finding
+    smoke           shows that everything runs; too small for any finding
     laptop          digits and an MLP, minutes on two cores: the default
     laptop-draws    notebook 05 on six draws of the digits: whether refinement pays
     cifar10-small   four classes of CIFAR-10 at 16x16 and a small ResNet: real images on two cores
