@@ -49,22 +49,6 @@ def summarise(rows: pd.DataFrame | list[dict], by: list[str] | str, of: str) -> 
     return table.astype({"n": int})
 
 
-def readable(rows: pd.DataFrame | list[dict], by: list[str] | str, of: Iterable[str], digits: int = 3) -> pd.DataFrame:
-    """Several columns as text, "mean ± half of the 95 % interval", for each combination of the columns `by`; the mean
-    alone where n = 1. Raises what `summarise` raises.
-
-    >>> rows = [dict(algorithm="SalUn", seed=seed, tow=tow) for seed, tow in enumerate((0.90, 0.92, 0.94))]
-    >>> readable(rows, by="algorithm", of=["tow"]).loc["SalUn", "tow"]
-    '0.920 ± 0.050'
-    """
-    table = {}
-    for column in of:
-        found = summarise(rows, by, column)
-        table[column] = [f"{mean:.{digits}f}" + ("" if math.isnan(high) else f" ± {high - mean:.{digits}f}")
-                         for mean, high in zip(found["mean"], found["high"], strict=True)]
-    return pd.DataFrame(table, index=found.index)
-
-
 def contrast(rows: pd.DataFrame | list[dict], better: Mapping, worse: Mapping, of: str) -> dict:
     """The difference of column `of` between two selections of rows, paired over their seeds.
 

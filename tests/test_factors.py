@@ -177,7 +177,7 @@ def test_the_oracle_is_a_line_of_every_table(study):
     assert retrained["MIA"] == pytest.approx(sum(e.mia for e in expected) / 2)
     text = measures.compact(table)
     assert list(text.columns) == list(measures.MEASURES.values())
-    assert text.loc[("low", "Retrained"), "ToW"] == "1.000 ± 0.00"
+    assert text.loc[("low", "Retrained"), "ToW"] == "1.000 ± 0.000"
 
 
 # -- The control ------------------------------------------------------------------------------------------------------

@@ -90,11 +90,6 @@ def test_paired_differences_are_those_of_the_seeds():
     assert found.sort_index().tolist() == pytest.approx([0.1, 0.4])
 
 
-def test_a_readable_table_has_the_mean_and_half_of_the_interval():
-    table = rum.stats.readable(rows(a=[0.9, 0.92, 0.94], b=[0.5]), "algorithm", ["tow"], digits=2)
-    assert table["tow"].tolist() == ["0.92 ± 0.05", "0.50"]
-
-
 def test_a_contrast_of_different_seeds_is_refused():
     with pytest.raises(ValueError, match="needs the same ones"):
         rum.stats.contrast(rows(a=[1, 2, 3], b=[1, 2]), A, B, of="tow")

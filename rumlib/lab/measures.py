@@ -3,7 +3,7 @@
     rows = measured(rows, study, sets)                       # columns for the factors of ToW, the MIA gap, disagreement
     rows = with_retrained(rows, ["level"])                   # the oracle as one more algorithm
     table = tabled(rows, ["level", "algorithm"])             # mean, interval and n of every measure, a line each
-    compact(table)                                           # "0.951 \u00b1 0.02", one column for each measure
+    compact(table)                                           # "0.951 ± 0.020", one column for each measure
 
 Source: arXiv 2406.01257, Tables 5 to 14.
 """
@@ -58,8 +58,8 @@ def tabled(rows: pd.DataFrame, by: Sequence[str], measures: Mapping[str, str] = 
 
 
 def compact(table: pd.DataFrame) -> pd.DataFrame:
-    """The lines of `tabled` as text, "mean \u00b1 half the interval", one column for each measure."""
-    text = [f"{mean:.3f}" if low != low else f"{mean:.3f} \u00b1 {(high - low) / 2:.2f}"
+    """The lines of `tabled` as text, "mean ± half the interval", one column for each measure."""
+    text = [f"{mean:.3f}" if low != low else f"{mean:.3f} ± {(high - low) / 2:.3f}"
             for mean, low, high in table[["mean", "low", "high"]].itertuples(index=False)]
     order = list(dict.fromkeys(table.index.get_level_values("measure")))
     lines = list(dict.fromkeys(table.index.droplevel("measure")))
