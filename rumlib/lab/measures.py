@@ -64,3 +64,8 @@ def compact(table: pd.DataFrame) -> pd.DataFrame:
     order = list(dict.fromkeys(table.index.get_level_values("measure")))
     lines = list(dict.fromkeys(table.index.droplevel("measure")))
     return pd.Series(text, table.index).unstack("measure").loc[lines, order]
+
+
+def readable(rows: pd.DataFrame, by: Sequence[str], measures: Mapping[str, str] = MEASURES) -> pd.DataFrame:
+    """`tabled` rows as text (see `compact`), one line for each combination of the columns `by`."""
+    return compact(tabled(rows, by, measures))
