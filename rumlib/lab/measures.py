@@ -69,3 +69,8 @@ def compact(table: pd.DataFrame) -> pd.DataFrame:
 def readable(rows: pd.DataFrame, by: Sequence[str], measures: Mapping[str, str] = MEASURES) -> pd.DataFrame:
     """`tabled` rows as text (see `compact`), one line for each combination of the columns `by`."""
     return compact(tabled(rows, by, measures))
+
+
+def spent(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Settings looked at, and examples passed forward and backward, for each combination of the columns `by`."""
+    return rows.groupby(list(by), sort=False)[["looks", "examples"]].mean().round().astype(int)
