@@ -110,9 +110,11 @@ keep: $(READY)
 	$(PYTHON) -W ignore -m jupyter nbconvert --to notebook --output-dir $(KEPT) --log-level WARN \
 	    --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags \
 	    $(if $(filter laptop,$(PROFILE)),injected-parameters,parameters) \
-	    --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.preserve_cell_metadata_mask tags \
+	    --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.preserve_cell_metadata_mask "['tags', 'jupyter']" \
 	    --ClearMetadataPreprocessor.preserve_nb_metadata_mask kernelspec \
 	    $(filter-out %.unfinished.ipynb,$(wildcard runs/$(PROFILE)/[0-9]*.ipynb))
+	@test $(PROFILE) = laptop || sed -i -E 's#\]\(\.\./README#](../../../README#g; s#\]\(([0-9]{2}_)#](../../../notebooks/\1#g' \
+	    $(KEPT)/[0-9]*.ipynb
 
 lock:
 	printf 'hatchling\neditables\n' | uv pip compile --universal --python-version 3.11 --all-extras --no-annotate \

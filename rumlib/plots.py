@@ -22,16 +22,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 INK = "#333333"
-COLOURS = {
-    "Fine-tune": "#0072B2", "L1-sparse": "#56B4E9", "NegGrad": "#999999", "NegGrad+": "#E69F00",
-    "SCRUB": "#009E73", "Random label": "#D55E00", "SalUn": "#CC79A7", "Influence": "#000000", "Original": "#BBBBBB",
-    "Top-K": "#009E73", "Random-k": "#56B4E9", "Global noise": "#E69F00",
-    "low": "#56B4E9", "medium": "#E69F00", "high": "#D55E00", "retain": "#000000", "test": "#999999",
-    "once": "#BBBBBB", "once, 3x epochs": "#555555", "shuffled": "#56B4E9", "RUM^F low to high": "#0072B2",
-    "RUM^F high to low": "#E69F00", "mixed RUM": "#009E73",
-}
-SPARE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999", "#000000")
+BLUE, ORANGE, GREEN, RED, PINK, SKY, GREY, BLACK = SPARE = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999", "#000000")
+DARKER = {ORANGE: "#946600", GREEN: "#007A59", RED: "#B85100", PINK: "#A3487B", SKY: "#1F78AD", GREY: "#6B6B6B",
+          "#BBBBBB": "#6B6B6B"}                              # for text on white: a contrast of 4.5 at least
 MARKERS = "osD^vP*X"
+LOOKS = {                                                    # one colour and one marker for each, in all figures
+    "Fine-tune": (BLUE, "o"), "L1-sparse": (SKY, "s"), "NegGrad": (GREY, "D"), "NegGrad+": (ORANGE, "^"),
+    "SCRUB": (GREEN, "v"), "Random label": (RED, "P"), "SalUn": (PINK, "*"), "Influence": (BLACK, "X"),
+    "Original": ("#BBBBBB", "o"), "Nothing": ("#BBBBBB", "o"), "Retrained": (BLACK, "o"),
+    "SSD": (BLUE, "D"), "Fisher": (SKY, "^"), "Bad teacher": (ORANGE, "v"), "UNSIR": (GREEN, "P"),
+    "Boundary shrink": (RED, "X"), "Boundary expand": (PINK, "o"), "CF-1": (GREY, "s"), "EU-1": (BLACK, "^"),
+    "Projection": (BLACK, "s"), "Top-K": (GREEN, "s"), "Random-k": (SKY, "D"), "Global noise": (ORANGE, "o"),
+    "low": (SKY, "o"), "medium": (ORANGE, "s"), "high": (RED, "D"), "retain": (BLACK, "^"), "test": (GREY, "v"),
+    "once": ("#BBBBBB", "o"), "once, 3x epochs": ("#555555", "s"), "shuffled": (SKY, "D"),
+    "RUM^F low to high": (BLUE, "^"), "RUM^F high to low": (ORANGE, "v"), "mixed RUM": (GREEN, "P")}
 
 
 def style() -> None:
@@ -47,7 +52,17 @@ def style() -> None:
 
 
 def colour(name: str, k: int = 0) -> str:
-    return COLOURS.get(name, SPARE[k % len(SPARE)])
+    """That of a name in `LOOKS`; the k-th spare one for others."""
+    return LOOKS.get(name, (SPARE[k % len(SPARE)],))[0]
+
+
+def marker(name: str, k: int = 0) -> str:
+    return LOOKS[name][1] if name in LOOKS else MARKERS[k % len(MARKERS)]
+
+
+def ink(colour: str) -> str:
+    """A colour for text: dark enough to be read on white."""
+    return DARKER.get(colour, colour)
 
 
 def pretty(name: str) -> str:
@@ -68,7 +83,7 @@ def levels(summary: pd.DataFrame, x: str, line: str, *, ax: Axes | None = None, 
     for k, name in enumerate(names):
         part = frame[frame[line] == name].set_index(x).loc[places]
         at = np.arange(len(places)) + 0.035 * (k - (len(names) - 1) / 2)
-        ax.errorbar(at, part["mean"], yerr=_bars(part), color=colour(name, k), marker=MARKERS[k % 8], markersize=5,
+        ax.errorbar(at, part["mean"], yerr=_bars(part), color=colour(name, k), marker=marker(name, k), markersize=5,
                     linewidth=1.4, elinewidth=1.2, capsize=2)
         ends[name] = (part["mean"].iloc[-1], colour(name, k))
     ax.set(xticks=range(len(places)), xticklabels=places, ylabel=ylabel, title=title, xlim=(-0.2, len(places) - 0.8))
@@ -85,7 +100,7 @@ def dots(summary: pd.DataFrame, row: str, hue: str, *, ax: Axes | None = None, x
     for k, name in enumerate(names):
         part = frame[frame[hue] == name]
         at = [places.index(value) + 0.7 * ((k + 0.5) / len(names) - 0.5) for value in part[row]]
-        ax.errorbar(part["mean"], at, xerr=_bars(part), linestyle="none", color=colour(name, k), marker=MARKERS[k % 8],
+        ax.errorbar(part["mean"], at, xerr=_bars(part), linestyle="none", color=colour(name, k), marker=marker(name, k),
                     markersize=5, elinewidth=1.2, capsize=2, label=pretty(name))
     for edge in np.arange(len(places) - 1) + 0.5:
         ax.axhline(edge, color="#EBEBEB", linewidth=0.8)
@@ -115,8 +130,8 @@ def forest(found: pd.DataFrame, group: str, row: str, verdict: str, *, xlabel: s
         ax.axhline(at - 0.6, color="#EBEBEB", linewidth=0.8)
         for line in found[found[group] == name].to_dict("records"):
             at += 1
-            ink, marker = VERDICTS[line[verdict]]
-            ax.errorbar(line["mean"], at, xerr=_bars(pd.DataFrame([line])), color=ink, marker=marker, markersize=3.5,
+            colour, marker = VERDICTS[line[verdict]]
+            ax.errorbar(line["mean"], at, xerr=_bars(pd.DataFrame([line])), color=colour, marker=marker, markersize=3.5,
                         elinewidth=1, label=line[verdict])
             ticks, labels = [*ticks, at], [*labels, line[row]]
         at += 1.2
@@ -146,7 +161,7 @@ def against_cost(table: pd.DataFrame, panel: str, variant: str, *, ylabel: str =
         for k, way in enumerate(variants):
             part = mine.loc[[way]]
             ax.errorbar(part["examples"] / 1000, part["mean"], yerr=_bars(part), linestyle="none", color=colour(way, k),
-                        marker=MARKERS[k % 8], markersize=5, elinewidth=1.2, label=pretty(way))
+                        marker=marker(way, k), markersize=5, elinewidth=1.2, label=pretty(way))
         ax.set_title(name, fontsize=9.5)
     for ax in axes.flat[len(panels):]:
         ax.axis("off")
@@ -173,7 +188,7 @@ def histogram(values: Sequence[float], picked: Mapping[str, Sequence[float]], *,
         edge = part.min() > 0.7
         ax.annotate(f"{name}: {part.min():.2f} to {part.max():.2f}", (part.min() if edge else part.max(), at),
                     xycoords=ax.get_xaxis_transform(), xytext=(-7 if edge else 7, 0), textcoords="offset points",
-                    ha="right" if edge else "left", va="center", fontsize=8.5, color=colour(name, k),
+                    ha="right" if edge else "left", va="center", fontsize=8.5, color=ink(colour(name, k)),
                     annotation_clip=False)
     return ax
 
@@ -183,7 +198,7 @@ def gallery(groups: Mapping[str, Sequence[tuple]], *, title: str = "") -> Figure
     wide, across, down = max(len(row) for row in groups.values()), 1.18, 1.62            # in widths of an image
     figure, ax = plt.subplots(figsize=(0.75 * across * wide + 0.9, 0.75 * down * len(groups) + 0.3))
     for r, (name, images) in enumerate(groups.items()):      # one Axes for all: so many would take seconds to lay out
-        ax.text(-0.2, -down * r - 0.5, name, ha="right", va="center", fontsize=10, color=colour(name))
+        ax.text(-0.2, -down * r - 0.5, name, ha="right", va="center", fontsize=10, color=ink(colour(name)))
         for c, (image, caption) in enumerate(images):
             picture = np.moveaxis(np.asarray(image.cpu() if hasattr(image, "cpu") else image), 0, -1)
             ax.imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray_r", interpolation="nearest",
@@ -205,6 +220,16 @@ def scatter(x: Sequence[float], y: Sequence[float], *, ax: Axes | None = None, x
     return ax
 
 
+def reference(ax: Axes, at: float, label: str, *, across: bool = False) -> None:
+    """A dashed line with its name at a value of the x axis, or of the y axis: doing nothing, retraining with another
+    seed. `across`: the line is horizontal."""
+    line, place, where = ((ax.axhline, (0.01, at), ("axes fraction", "data")) if across else
+                          (ax.axvline, (at, 0.99), ("data", "axes fraction")))
+    line(at, color=INK, linewidth=0.8, linestyle="--", zorder=0)
+    ax.annotate(label, place, xycoords=where, xytext=(2, 2) if across else (3, -1), textcoords="offset points",
+                fontsize=8, color=INK, va="bottom" if across else "top", annotation_clip=False)
+
+
 def label_ends(ax: Axes, ends: Mapping[str, tuple[float, str]], gap: float = 0.055) -> None:
     """Write names beside the right ends of lines, at least `gap` of the height of the axes apart."""
     low, high = ax.get_ylim()
@@ -216,9 +241,9 @@ def label_ends(ax: Axes, ends: Mapping[str, tuple[float, str]], gap: float = 0.0
     excess = heights[-1] - max(high, ordered[-1][1][0]) if heights else 0
     if excess > 0:                                           # too many at the top: slide the pile down
         heights = [min(h, heights[-1] - excess - gap * (len(heights) - 1 - k)) for k, h in enumerate(heights)]
-    for (name, (_, ink)), y in zip(ordered, heights, strict=True):
+    for (name, (_, of)), y in zip(ordered, heights, strict=True):
         ax.annotate(name, (1, y), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
-                    va="center", fontsize=9, color=ink, annotation_clip=False)
+                    va="center", fontsize=9, color=ink(of), annotation_clip=False)
 
 
 def _bars(part: pd.DataFrame) -> np.ndarray:

@@ -11,10 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import pandas as pd
 from scipy.special import stdtr, stdtrit
 
 from rumlib.metrics import Evaluation, tow_from_accuracies
+
+SHARES = {"tow", "tow_mia", "forget", "retain", "test", "mia", "mia_gap", "differs", "accuracy", "factor_forget",
+          "factor_retain", "factor_test"}                    # columns of rows whose values lie in [0, 1]
 
 
 def tow_between(found: Evaluation, reference: Evaluation) -> dict[str, float]:
@@ -30,6 +34,7 @@ def tow_between(found: Evaluation, reference: Evaluation) -> dict[str, float]:
 def summarise(rows: pd.DataFrame | list[dict], by: list[str] | str, of: str) -> pd.DataFrame:
     """mean, low, high (Student t, 95 %) and n of column `of`, for each combination of the columns `by`.
 
+    Of a column of `SHARES` no interval leaves [0, 1]: where Student's would, that of the bootstrap takes its place.
     With n = 1 there is no interval: low and high are NaN. Raises ValueError for missing columns and missing values,
     which would drop out silently, and for values that are no finite numbers.
 
@@ -45,7 +50,8 @@ def summarise(rows: pd.DataFrame | list[dict], by: list[str] | str, of: str) -> 
         raise ValueError(f"{int(frame[names].isna().any(axis=1).sum())} of {len(frame)} rows have no value in "
                          f"{', '.join(names)}: they would be left out of every group")
     _measured(frame[of], of)
-    table = frame.groupby(by, sort=False)[of].apply(lambda values: pd.Series(interval(values))).unstack()
+    table = frame.groupby(by, sort=False)[of].apply(lambda values: pd.Series(
+        interval(values, bounds=(0.0, 1.0) if of in SHARES else None))).unstack()
     return table.astype({"n": int})
 
 
@@ -101,12 +107,21 @@ def equivalence(differences: Iterable[float], margin: float = 0.02, level: float
     return found
 
 
-def interval(values: Iterable[float], level: float = 0.95) -> dict[str, float]:
-    """mean, low and high of the Student-t interval, and n; low and high are NaN for a single value."""
+def interval(values: Iterable[float], level: float = 0.95,
+             bounds: tuple[float, float] | None = None) -> dict[str, float]:
+    """mean, low and high of the Student-t interval, and n; low and high are NaN for a single value.
+
+    Where that interval leaves the `bounds` of the measured quantity, low and high are quantiles of the means of 9,999
+    bootstrap samples, always the same ones (Efron, 1979): they stay within the values.
+    """
     values = [float(v) for v in values]
     n, mean = len(values), sum(values) / len(values)
     half = math.nan if n == 1 else float(stdtrit(n - 1, (1 + level) / 2)) * _standard_error(values)
-    return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
+    low, high = mean - half, mean + half
+    if bounds and (low < bounds[0] or high > bounds[1]):
+        means = np.random.default_rng(0).choice(values, (9999, n)).mean(axis=1)
+        low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    return {"mean": mean, "low": low, "high": high, "n": n}
 
 
 def _standard_error(values: list[float]) -> float:

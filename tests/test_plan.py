@@ -15,7 +15,7 @@ SMOKE = rum.lab.profile("smoke")
 TINY = replace(                                              # small, but of its wrong labels some are known by heart
     SMOKE, name="tiny", options=dict(n=200, n_test=40, flips=0.2), make_model=partial(rum.models.mlp, hidden=(64,)),
     device="cpu", recipe=rum.Recipe(epochs=12, lr=0.2, batch_size=32), set_size=20, further={}, seeds=(0,),
-    notebooks=("01", "02", "03", "04", "05"),
+    notebooks=("pretraining", "scoring", "memorization", "entanglement", "rum", "rum_ablations"),
     score_models=33)
 UNIT = Pilots({"original": 1.0}, evaluation=0.1, attack=10.0, placing=2.0, memory=100.0, source="made up")
 
@@ -27,7 +27,7 @@ def test_the_results_of_a_plan_are_those_of_the_study(tmp_path, monkeypatch):
     monkeypatch.setenv("RUM_ENGINE", "serial")
     study, plan = rum.lab.Study(TINY, quiet=True, home=tmp_path), Plan(TINY, UNIT, 1)
     for name in plan.notebooks:
-        ask(study, name[:2])
+        ask(study, name)
     left = {kind: len(list(study.store.folder.glob(f"{kind}/*.json"))) for kind in plan.results["kind"].unique()}
     planned = plan.results["kind"].value_counts().to_dict()
     oracles = planned.pop("oracle")                          # parts by two scores may be the same examples

@@ -10,7 +10,10 @@ import pytest
 
 import rumlib as rum
 from rumlib import plots
-from rumlib.lab.provenance import save
+from rumlib.lab.profiles import LAPTOP
+from rumlib.lab.provenance import described, save
+
+ALGORITHMS = (*LAPTOP.algorithms, *LAPTOP.further, "Original")
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +69,24 @@ def test_a_forest_has_each_difference_in_the_colour_of_its_verdict():
     ends = [segment[:, 0].tolist() for bars in ax.containers for segment in bars[2][0].get_segments()]
     np.testing.assert_allclose(ends, [[0.2, 0.4], [-0.1, 0.1], [-0.4, -0.2]])
     assert all(a < b for a, b in zip(ax.get_yticks(), ax.get_yticks()[1:], strict=False))
+
+
+def test_a_figure_says_in_words_what_it_shows():
+    figure, (left, right) = plt.subplots(1, 2)
+    left.set(xlabel="memorization", ylabel="ToW")
+    left.set_title("ToW falls", loc="left")
+    right.set_xlabel("cost")
+    figure.suptitle("Two\n panels")
+    assert described(figure) == "Two panels. ToW falls; ToW against memorization. cost"
+
+
+def test_an_algorithm_looks_the_same_in_every_figure():
+    assert len({plots.LOOKS[name] for name in ALGORITHMS}) == len(ALGORITHMS)
+    frame = pd.DataFrame([{"algorithm": name, "level": level, "tow": 0.5} for name in ("SalUn", "SSD")
+                          for level in ("low", "high")])
+    for draw, more in ((plots.levels, ("level", "algorithm")), (plots.dots, ("level", "algorithm"))):
+        for order in (frame, frame[::-1]):
+            ax = draw(rum.summarise(order, ["algorithm", "level"], "tow"), *more)
+            lines = [bars[0] for bars in ax.containers]
+            drawn = {(line.get_color(), line.get_marker()) for line in lines}
+            assert drawn == {plots.LOOKS["SalUn"], plots.LOOKS["SSD"]}

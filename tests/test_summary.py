@@ -12,14 +12,14 @@ from scipy import stats
 import rumlib as rum
 
 
-def rows(**columns):
-    return pd.DataFrame([{"algorithm": name, "seed": seed, "tow": value}
+def rows(of="tow", /, **columns):
+    return pd.DataFrame([{"algorithm": name, "seed": seed, of: value}
                          for name, values in columns.items() for seed, value in enumerate(values)])
 
 
 def test_the_interval_of_three_values_has_its_closed_form():
     """t(.975, 2) = 4.302653; mean 2, standard error 1 / sqrt(3)."""
-    found = rum.summarise(rows(a=[1, 2, 3]), by="algorithm", of="tow").loc["a"]
+    found = rum.summarise(rows("seconds", a=[1, 2, 3]), by="algorithm", of="seconds").loc["a"]
     assert found["mean"] == 2 and found["n"] == 3
     assert found["high"] == pytest.approx(2 + 4.302653 / math.sqrt(3), rel=1e-6)
     assert found["low"] == pytest.approx(2 - 4.302653 / math.sqrt(3), rel=1e-6)
@@ -33,9 +33,21 @@ def test_a_single_run_has_no_interval():
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=12).filter(lambda v: np.std(v) > 1e-6))
 def test_the_interval_is_scipys(values):
-    found = rum.summarise(rows(a=values), by="algorithm", of="tow").loc["a"]
+    found = rum.summarise(rows("seconds", a=values), by="algorithm", of="seconds").loc["a"]
     low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
     assert (found["low"], found["high"]) == (pytest.approx(low, abs=1e-12), pytest.approx(high, abs=1e-12))
+    share = rum.summarise(rows(a=values), by="algorithm", of="tow").loc["a"]
+    assert 0 <= share["low"] <= share["mean"] <= share["high"] <= 1
+    if low >= 0 and high <= 1:                               # else that of the bootstrap
+        assert (share["low"], share["high"]) == (found["low"], found["high"])
+
+
+def test_an_interval_of_shares_that_would_leave_its_bounds_is_that_of_the_bootstrap():
+    """Of 0 and 1 a bootstrap sample has the mean 0, 1/2, 1 with probabilities 1/4, 1/2, 1/4; of .9, .9, 1, 1 the mean
+    lies in [.9, 1], and is .9 or 1 with 1/16 each."""
+    found = rum.summarise(rows(a=[0, 1], b=[0.9, 0.9, 1, 1]), by="algorithm", of="tow")
+    assert found.loc["a", ["low", "high"]].tolist() == [0, 1]
+    assert found.loc["b", ["low", "high"]].tolist() == [pytest.approx(0.9), pytest.approx(1.0)]
 
 
 def test_groups_keep_their_order_and_their_own_n():

@@ -188,7 +188,7 @@ def test_spaces_that_do_not_fit_the_steps_are_refused(study, forget, algorithm, 
 def test_all_ways_that_are_compared_have_as_many_looks():
     for name in ("laptop", "cifar10-small", "cifar10-cpu", "cifar10"):
         p = profile(name)
-        asked = Sketch(p, "04"), Sketch(p, "05")
+        asked = Sketch(p, "rum"), Sketch(p, "rum_ablations")
         tables = [table(asked[0]) for table in (protocol.rum_variants, protocol.mixed_rums, protocol.by_proxies,
                                                 protocol.orders, protocol.left_out, protocol.one_rate)]
         for table in tables:

@@ -2,8 +2,8 @@
 
     found = [compare(rows, "C2", name, low(name), high(name)) for name in names]      # one row for each comparison
     counted(found)                                           # one line for each claim: in how many it holds
-    save(study, found, "factors")                            # figures/<profile>/claims_factors.csv
-    gathered(study, {"03": "factors", "04": "rum"})          # those of several notebooks
+    save(study, found, "memorization")                       # figures/<profile>/claims_memorization.csv
+    gathered(study, ["memorization", "rum"])                 # those of several notebooks, by their names
     python -m rumlib.lab.claims laptop cifar10-cpu           # writes the table of the README
 
 A comparison is a difference of two selections of rows, paired over their seeds (`rumlib.stats.paired`). Notebooks and
@@ -162,14 +162,14 @@ def _cell(counts: pd.Series) -> str:
            f"{counts[list(VERDICTS)].sum()}" + (f" ({others})" if others else "")
 
 
-def gathered(study: Study, notebooks: Mapping[str, str]) -> pd.DataFrame:
-    """The comparisons of notebooks, number -> name. Raises FileNotFoundError where one of the profile has not run."""
-    files = {number: study.figures / f"claims_{name}.csv" for number, name in notebooks.items()
-             if study.profile.includes(number)}
-    missing = [f"{number} ({file.name})" for number, file in files.items() if not file.exists()]
+def gathered(study: Study, notebooks: Iterable[str]) -> pd.DataFrame:
+    """The comparisons of notebooks, by their names without numbers. Raises FileNotFoundError where one of the
+    profile has not run."""
+    files = {name: study.figures / f"claims_{name}.csv" for name in notebooks if study.profile.includes(name)}
+    missing = [f"{name} ({file.name})" for name, file in files.items() if not file.exists()]
     if missing:
         raise FileNotFoundError(f"run these notebooks at profile {study.profile.name!r} first: {', '.join(missing)}")
-    return pd.concat([pd.read_csv(file).assign(notebook=number) for number, file in files.items()], ignore_index=True)
+    return pd.concat([pd.read_csv(file).assign(notebook=name) for name, file in files.items()], ignore_index=True)
 
 
 def main(*profiles: str) -> None:

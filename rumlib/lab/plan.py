@@ -5,7 +5,7 @@
     python -m rumlib.lab.plan imagenet devices=64 tflops=300     # on devices that sustain so many TFLOP/s each
     plan = Plan(p, measured(p), devices=2); plan.table(), plan.hours
 
-A sketch of the study lists what notebooks 01 to 06 and 12 ask for, from the lists that they run themselves
+A sketch of the study lists what most of its notebooks ask for, from the lists that they run themselves
 (`rumlib.lab.sketch`, `rumlib.lab.protocol`). One pilot of each kind of computation is measured: one epoch on random
 images. A result takes as much longer than its pilot as more examples pass through training and evaluation.
 """
@@ -217,9 +217,9 @@ class Plan:
     @cached_property
     def notebooks(self) -> dict[str, list[Task]]:
         """Notebook -> what it asks for."""
-        found = {name: Sketch(self.p, name[:2]) for name in NOTEBOOKS if self.p.includes(name)}
+        found = {name: Sketch(self.p, name) for name in NOTEBOOKS if self.p.includes(name)}
         for name, sketch in found.items():
-            ask(sketch, name[:2])
+            ask(sketch, name)
         return {name: list(sketch.tasks) for name, sketch in found.items()}
 
     @cached_property
@@ -308,7 +308,7 @@ class Plan:
             f"pilots {r.source}: an example takes {r.train['original']:.3g} s in training and {r.evaluation:.3g} s in "
             f"an evaluation, a membership attack {r.attack:.2g} s, the placing of a set {r.placing:.2g} s",
             f"an example in training, against one of the original's: {rates}",
-            f"{self.devices} workers that wait for each other at the end of a stage alone; notebooks 01 to 06 and 12 "
+            f"{self.devices} workers that wait for each other at the end of a stage alone; {', '.join(self.notebooks)} "
             f"with {len(p.seeds)} reporting and {len(p.tuning_seeds)} tuning seeds"]
 
 

@@ -5,10 +5,10 @@
 
     smoke           shows that everything runs; too small for any finding
     laptop          digits and an MLP, minutes on two cores: the default
-    laptop-draws    notebook 05 on six draws of the digits: whether refinement pays
+    laptop-draws    07_rum_ablations on six draws of the digits: whether refinement pays
     cifar10-small   four classes of CIFAR-10 at 16x16 and a small ResNet: real images on two cores
     cifar10-cpu     all ten classes at 32x32 and a larger ResNet: the paper's claims in two hours on two cores
-    cifar10n-cpu    the labels of one annotator for 4,000 of these images: notebook 12 on two cores
+    cifar10n-cpu    the labels of one annotator for 4,000 of these images: 12_label_errors on two cores
     cifar10, cifar100, tiny_imagenet, tiny_imagenet_resnet18     the paper's own scale, for a GPU
 """
 
@@ -59,7 +59,7 @@ class Profile:
     further          label -> (algorithm, field -> values tried) of other methods
     classes          fields of the profile that differ where whole classes are unlearned
     flips            options of the data that differ in a twin with synthetic label errors; none: there is no twin
-    notebooks        numbers of the notebooks that `make paper` runs; none: all
+    notebooks        names, without their numbers, of the notebooks that `make paper` runs; none: all
     workers          processes that compute; -1: one per core
     seeds            reporting seeds;  tuning_seeds: those on which settings are chosen
     """
@@ -148,8 +148,9 @@ class Profile:
         return bool(self.options.get("labels") or self.options.get("flips", self.data == "digits"))
 
     def includes(self, notebook: str) -> bool:
-        """Whether the study runs the notebook of that name or number; that of label errors needs known ones."""
-        return (notebook[:2] in self.notebooks or not self.notebooks) and (notebook[:2] != "12" or self.wrong_labels)
+        """Whether the study runs the notebook of that name; that of label errors needs known ones."""
+        name = notebook.lstrip("0123456789_")
+        return (name in self.notebooks or not self.notebooks) and (name != "label_errors" or self.wrong_labels)
 
     def check(self) -> None:
         """Say early what is missing: looks for the device and loads the data, unless they come along. Raises what
@@ -300,7 +301,7 @@ CIFAR10_SMALL = Profile(
     tuning_seeds=(100,),
 )
 
-LAPTOP_DRAWS = replace(LAPTOP, name="laptop-draws", draws=6, notebooks=("05",))
+LAPTOP_DRAWS = replace(LAPTOP, name="laptop-draws", draws=6, notebooks=("rum_ablations",))
 
 CIFAR10_CPU = Profile(
     name="cifar10-cpu",
@@ -320,7 +321,7 @@ CIFAR10_CPU = Profile(
     rum_values=RUM_VALUES,
     # without L1-sparse, which differs least from fine-tuning, and without the methods of `further`: for want of time
     algorithms={name: way for name, way in algorithms(128, SHORT | {"amp": True}).items() if name != "L1-sparse"},
-    notebooks=("01", "02", "03", "04", "11"),                # the claims of the paper; 05 to 08 would take a day
+    notebooks=("pretraining", "scoring", "memorization", "entanglement", "rum", "claims"),   # others would take a day
     seeds=(0, 1, 2),
     tuning_seeds=(100,),
 )
@@ -341,7 +342,7 @@ CIFAR10N_CPU = Profile(
     rum_rates=(0.02, 0.08),
     algorithms={name: way for name, way in algorithms(64, SHORT | {"amp": True}).items()
                 if name in ("Fine-tune", "NegGrad+", "SalUn")},          # those that tell the story of RUM
-    notebooks=("12",),
+    notebooks=("label_errors",),
     seeds=(0, 1, 2),
     tuning_seeds=(100,),
 )

@@ -1,7 +1,7 @@
 """What the notebooks run: each list once, for the notebooks that run it and for `make plan` that counts it.
 
     rows, record = rum_variants(study).run(study)            # settings chosen on the tuning seeds, rows of the others
-    TABLES["04"]                                             # all tables of notebook 04
+    TABLES["rum"]                                            # all tables of notebook 06_rum
 
 A function here takes a study and returns a `Table`. It uses the forget sets, the scores and the profile of the study,
 and runs nothing itself.
@@ -86,7 +86,7 @@ def step(p: Profile, name: str, epochs: int | None = None) -> Callable:
     return vary(p.algorithms[name], epochs=epochs or p.rum_budget)
 
 
-# -- Notebook 03: what makes unlearning hard --------------------------------------------------------------------------
+# -- Memorization and entanglement: what makes unlearning hard --------------------------------------------------------
 
 
 def candidates(p: Profile, budget: int) -> dict[str, tuple[Callable, Mapping]]:
@@ -148,7 +148,7 @@ def matched_sets(study: Study) -> dict[str, ForgetSet]:
     return {f"matched {level}": forget for level, forget in zip(LEVELS, study.matched_sets(), strict=True)}
 
 
-# -- Notebook 04: RUM -------------------------------------------------------------------------------------------------
+# -- RUM --------------------------------------------------------------------------------------------------------------
 
 
 def space(p: Profile, name: str, looks: int) -> dict[str, tuple]:
@@ -257,7 +257,7 @@ def refined_by(study: Study) -> Table:
     return Table(spaces, ("score",), study.profile.seeds, mia=False, redrawn=reshuffled)
 
 
-# -- Notebook 05: ablations of RUM ------------------------------------------------------------------------------------
+# -- Ablations of RUM -------------------------------------------------------------------------------------------------
 
 
 def orders(study: Study) -> Table:
@@ -319,7 +319,7 @@ def high_part(study: Study) -> Table:
     return Table(spaces, ("high part",), p.seeds)
 
 
-# -- Notebook 06: without the oracle ----------------------------------------------------------------------------------
+# -- Without the oracle -----------------------------------------------------------------------------------------------
 
 
 def requests(study: Study) -> dict[str, ForgetSet]:
@@ -388,7 +388,7 @@ def deletions(study: Study, count: int = 8) -> tuple[list[ForgetSet], dict[str, 
                    "always retrained": (Keep(), 1)}
 
 
-# -- Notebook 12: label errors ----------------------------------------------------------------------------------------
+# -- Label errors -----------------------------------------------------------------------------------------------------
 
 
 def known_errors(study: Study) -> dict[str, ForgetSet]:
@@ -416,11 +416,12 @@ def corrections(study: Study) -> Table:
     return Table({}, ("set", "algorithm", "rate"), (*p.tuning_seeds, *p.seeds[:4]), mia=False, fixed=runs)
 
 
-DRAWN = (rum_variants, mixed_rums, orders, left_out)         # what notebook 05 runs in every draw of the data
+DRAWN = (rum_variants, mixed_rums, orders, left_out)         # what 07_rum_ablations runs in every draw of the data
 
-TABLES: dict[str, tuple[Callable[[Study], Table], ...]] = {  # by notebook; notebook 06 takes its sets as arguments
-    "03": (memorization_levels, entanglement_levels, matched_levels),
-    "04": (rum_variants, mixed_rums, by_proxies, refined_by, memorization_levels),
-    "05": (one_rate, large_share, high_part),
-    "12": (corrections,),
+TABLES: dict[str, tuple[Callable[[Study], Table], ...]] = {  # by notebook; without_oracle takes its sets as arguments
+    "memorization": (memorization_levels,),
+    "entanglement": (entanglement_levels, matched_levels),
+    "rum": (rum_variants, mixed_rums, by_proxies, refined_by, memorization_levels),
+    "rum_ablations": (one_rate, large_share, high_part),
+    "label_errors": (corrections,),
 }

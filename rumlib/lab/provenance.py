@@ -59,8 +59,9 @@ def provenance(study: Study) -> dict:
 
 def save(study: Study, figure: Figure | Axes, name: str, *, table: pd.DataFrame, folder: Path | None = None):
     """Write <name>.png, <name>.csv (the numbers behind it) and <name>.json (where they come from) to the figures of the
-    study, each whole or not at all. Returns the picture for the notebook to show, which so is the file itself. Raises
-    ValueError for a name that would leave the folder, OSError for a full disk.
+    study, each whole or not at all. Returns the picture for the notebook to show, which so is the file itself, with
+    its titles and labels as the alternative text. Raises ValueError for a name that would leave the folder, OSError for
+    a full disk.
     """
     import matplotlib.pyplot as plt
     from IPython.display import Image
@@ -73,7 +74,15 @@ def save(study: Study, figure: Figure | Axes, name: str, *, table: pd.DataFrame,
     put(path.with_suffix(".csv"), numbers.encode())
     put(path.with_suffix(".json"), f"{json.dumps({'figure': name, **study.provenance()}, indent=1)}\n".encode())
     plt.close(figure)
-    return Image(path.with_suffix(".png"), width=round(100 * figure.get_figwidth()))
+    return Image(path.with_suffix(".png"), width=round(100 * figure.get_figwidth()), alt=described(figure))
+
+
+def described(figure: Figure) -> str:
+    """What a figure says in words: its title, and title and axes of each panel."""
+    panels = ["; ".join(filter(None, (ax.get_title(loc="left") or ax.get_title(), " against ".join(
+        filter(None, (ax.get_ylabel(), ax.get_xlabel())))))) for ax in figure.axes]
+    words = [figure.get_suptitle(), *panels, figure.get_supylabel(), figure.get_supxlabel()]
+    return ". ".join(dict.fromkeys(" ".join(part.split()) for part in words if part))
 
 
 def _git(folder: Path, *command: str) -> str | None:

@@ -1,7 +1,7 @@
 """A sketch of a study: what its notebooks ask for, with no data, no model and no result.
 
-    sketch = Sketch(profile("laptop"), "03")
-    ask(sketch, "03")                                        # as a real study is asked: `ask(study, "03")`
+    sketch = Sketch(profile("laptop"), "memorization")
+    ask(sketch, "memorization")                              # as a real study is asked: `ask(study, "memorization")`
     list(sketch.tasks)                                       # every result, once
 """
 
@@ -71,8 +71,8 @@ def sizes(p: Profile) -> Sizes:
 # -- What its notebooks ask for ---------------------------------------------------------------------------------------
 
 
-NOTEBOOKS = ("01_pretraining", "02_scoring", "03_factors", "04_rum", "05_rum_ablations", "06_without_oracle",
-             "12_label_errors")
+NOTEBOOKS = ("pretraining", "scoring", "memorization", "entanglement", "rum", "rum_ablations", "without_oracle",
+             "label_errors")
 WRONG = {"random1": 0.172, "random2": 0.181, "random3": 0.176, "aggre": 0.090, "worse": 0.402}       # of CIFAR-10N
 
 
@@ -245,28 +245,28 @@ def is_on_file(p: Profile, spaces: Mapping) -> bool:
 def ask(study: Sketch | Study, notebook: str) -> None:
     """Ask a study, or a sketch of one, for what a notebook asks for."""
     p, _ = study.profile, study.score
-    if notebook == "01":
+    if notebook == "pretraining":
         study.originals(p.seeds)
         study.oracles(study.levels().values(), p.seeds)
-    elif notebook == "02":
+    elif notebook == "scoring":
         protocol.scores(study)
-    elif notebook == "12":
+    elif notebook == "label_errors":
         for one in (study, *([study.flips] if p.flips else [])):
             _ = one.score, *map(one.proxy, PROXIES)
-    elif notebook == "03":
+    elif notebook == "memorization":
         for level in protocol.LEVELS:
             study.entanglement(study.levels()[level])
-    elif notebook == "05" and p.draws > 1:
+    elif notebook == "rum_ablations" and p.draws > 1:
         for one in map(study.drawn, range(p.draws)):
             for found in (table(one) for table in protocol.DRAWN):
                 one.unlearn(found.cells(one.tune(found.spaces)[0]))
-    elif notebook == "06":
+    elif notebook == "without_oracle":
         sets = protocol.requests(study)
         known, _ = study.tune(protocol.with_oracle(study, sets).spaces)
         best = {name: algorithm for (name, *_), algorithm in known.items()}
         study.unlearn(protocol.choosers(study, sets, best).cells({}))
         study.stream(*protocol.deletions(study), p.seeds)
     for table in protocol.TABLES.get(notebook, ()):
-        found = table(study)
-        chosen, _ = study.tune(found.spaces, on_file=table in protocol.TABLES["03"])
+        found, levels = table(study), protocol.TABLES["memorization"] + protocol.TABLES["entanglement"]
+        chosen, _ = study.tune(found.spaces, on_file=table in levels)
         (study.watch if table is protocol.watched else study.unlearn)(found.cells(chosen))
