@@ -250,8 +250,10 @@ def scores(study: Study) -> dict[str, Score]:
 
 
 def refined_by(study: Study) -> Table:
-    """One RUM (nothing, random label, random label; from high to low), refined by each score and by chance."""
-    mix, names = study.levels()["mix"], ("nothing", "Random label", "Random label")
+    """One RUM (nothing, random label, random label; from high to low), refined by each score and by chance. A profile
+    without random label has SalUn."""
+    relabel = next(name for name in ("Random label", "SalUn") if name in study.profile.algorithms)
+    mix, names = study.levels()["mix"], ("nothing", relabel, relabel)
     cut = {name: Refine(score, parts=3) for name, score in scores(study).items()} | {"chance": Shuffled(3)}
     spaces = {name: in_parts(study, names, mix, parts, order=DOWN) for name, parts in cut.items()}
     return Table(spaces, ("score",), study.profile.seeds, mia=False, redrawn=reshuffled)
