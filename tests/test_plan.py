@@ -126,7 +126,7 @@ def test_hours_are_examples_at_the_rates_of_pilots():
 
 def test_more_devices_take_less_time_but_no_less_than_the_longest_cell():
     one, many, endless = (Plan(SMOKE, UNIT, devices).table()["wall h"] for devices in (1, 2, 10**6))
-    assert many["05 runs"] == pytest.approx(one["05 runs"] / 2)
+    assert many["rum_ablations runs"] == pytest.approx(one["rum_ablations runs"] / 2)
     assert endless["subset models"] == one["subset models"]              # a single cell
     assert (endless <= many).all() and endless["all"] > 0
 
@@ -171,7 +171,7 @@ def test_the_command_prints_stages_memory_and_assumptions(tmp_path, monkeypatch,
     monkeypatch.setenv("RUM_ENGINE", "serial")
     main("smoke", "devices=2", "tflops=")                    # as the Makefile says that none are given
     printed = capsys.readouterr().out
-    assert {"subset models", "proxies", "originals", "retrained", "entanglement", "03 tuning", "03 runs", "06 runs",
-            "all", "memory of one worker"} <= {line.split("  ")[0].split(":")[0]
-                                                            for line in printed.splitlines()}
+    assert {"subset models", "proxies", "originals", "retrained", "entanglement", "memorization tuning",
+            "memorization runs", "without_oracle runs", "all", "memory of one worker"} <= {
+                line.split("  ")[0].split(":")[0] for line in printed.splitlines()}
     assert "measured on this machine (cpu)" in printed and "2 workers" in printed
