@@ -124,6 +124,30 @@ def one(tmp_path, monkeypatch):
     return found
 
 
+@pytest.mark.parametrize("path", [
+    "notebooks/00_one.ipynb", "figures/smoke/a.png", "figures/laptop/b.csv", "runs/smoke/01_claims.ipynb",
+    "runs/smoke/results/original/1.json", "runs/smoke-classes/results/run/2.json", "published/manifest.json"])
+def test_what_has_not_changed_is_not_run_again(one, path, capsys):
+    executed = []
+    one.does = lambda self, source, place=0: executed.append(source.stem)
+    for name in ("figures/smoke/a.png", "figures/laptop/b.csv", "runs/smoke/01_claims.ipynb",
+                 "runs/smoke/results/original/1.json", "runs/smoke-classes/results/run/2.json"):
+        (one.home / name).parent.mkdir(parents=True, exist_ok=True)
+        (one.home / name).write_text("as it was")
+    runs = [run.Run("smoke", None, one.home)]
+    if path.startswith("published"):
+        (one.home / "published").mkdir()
+        (one.home / path).write_text("as it was")
+        runs = [run.Run("smoke", None, one.home, (("RUM_FROM", str(one.home / "published")),))]
+    for _ in range(2):
+        run.execute(runs, one.home)
+    assert executed == ["00_one", "01_claims"] and "nothing has changed" in capsys.readouterr().out
+    changed = one.home / path
+    changed.unlink() if "results" in path else changed.write_bytes(changed.read_bytes() + b" ")
+    run.execute(runs, one.home)
+    assert executed == 2 * ["00_one", "01_claims"] and "nothing has changed" not in capsys.readouterr().out
+
+
 def raising(problem):
     def does(*_):
         raise problem

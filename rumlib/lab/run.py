@@ -29,6 +29,7 @@ from rumlib.lab import engine, files, settings
 from rumlib.lab.check import survey
 from rumlib.lab.profiles import profile
 from rumlib.lab.results import Published, studies
+from rumlib.lab.unchanged import NOTE, note, unchanged
 
 SIDE_BY_SIDE = (os.cpu_count() or 1) + 1                     # notebooks at a time; those of a profile take turns
 ON_CUDA = 4                                                  # each has a context there, which takes half a gigabyte
@@ -80,6 +81,11 @@ def execute(runs: list[Run], home: Path, only: Sequence[str] = ()) -> None:
     """Execute the numbered notebooks of these runs, or `only` some of them, by name. Raises the first error, once all
     others have ended; SystemExit, with what is to be done, where the notebooks themselves are not to blame."""
     sources = numbered(home, with_live=not runs[0].told)
+    for run in [] if only else [run for run in runs if unchanged(run, sources)]:
+        print(f"{run.folder.name}: nothing has changed since the last run; to run anyway, remove {run.folder / NOTE}")
+        runs = [one for one in runs if one != run]
+    if not runs:
+        return
     last = [source for source in sources if source.stem.endswith(GATHERS)]
     stages = ([source for source in sources if source not in last], last)
     from papermill.exceptions import PapermillExecutionError  # takes seconds
@@ -105,6 +111,8 @@ def execute(runs: list[Run], home: Path, only: Sequence[str] = ()) -> None:
             if ends:
                 say_why(ends, runs, home)
     for run in runs:
+        if not only:
+            note(run, sources)
         print(f"Executed notebooks: {run.folder}/   figures and tables: {run.figures / run.profile}/")
 
 
