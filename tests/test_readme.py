@@ -49,6 +49,11 @@ def test_every_page_that_it_links_to_is_there():
 
 def test_the_claims_are_those_of_the_tables():
     text = (ROOT / "README.md").read_text()
-    table = text.split(claims.MARKS[0])[1].split(claims.MARKS[1])[0]
-    profiles = re.findall(r"`([\w-]+)`", table.splitlines()[1])
-    assert table == "\n" + claims.written(ROOT, profiles) and "laptop" in profiles
+    stand = {name: text.split(claims.MARKS[0].format(name))[1].split(claims.MARKS[1].format(name))[0]
+             for name in ("claims", "draws")}
+    profiles = re.findall(r"`([\w-]+)`", stand["claims"].splitlines()[0])
+    assert stand == claims.tables(ROOT, profiles) and "laptop" in profiles
+
+
+def test_it_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150

@@ -4,7 +4,7 @@
     counted(found)                                           # one line for each claim: in how many it holds
     save(study, found, "memorization")                       # figures/<profile>/claims_memorization.csv
     gathered(study, ["memorization", "rum"])                 # those of several notebooks, by their names
-    python -m rumlib.lab.claims laptop cifar10-cpu           # writes the table of the README
+    python -m rumlib.lab.claims laptop cifar10-cpu           # writes the tables of the README
 
 A comparison is a difference of two selections of rows, paired over their seeds (`rumlib.stats.paired`). Notebooks and
 README quote what stands in these files, and compute no verdict of their own.
@@ -28,7 +28,8 @@ from rumlib.stats import equivalence, paired
 MARGIN = 0.02                                                # of ToW: differences below it are nothing that matters
 
 
-MARKS = "<!-- claims -->", "<!-- end of claims -->"         # in README.md, around the table of `written`
+HEADLINES = ("C1", "C1 planted", "C2", "C3", "C3b", "C4", "C4 shuffle", "C4 cost", "C5", "C5b", "C6", "C7", "C8", "C9")
+MARKS = "<!-- {} -->\n", "<!-- end of {} -->"                # in README.md, around the tables of `tables`
 VERDICTS = ("holds", "opposite", "equivalent", "inconclusive")
 
 
@@ -144,13 +145,30 @@ def save(study: Study, found: list[Mapping], name: str) -> pd.DataFrame:
     return table
 
 
+def tables(home: Path, profiles: Iterable[str]) -> dict[str, str]:
+    """The tables of README.md as Markdown, by their marks."""
+    return {"claims": written(home, profiles), "draws": drawn(home)}
+
+
+def drawn(home: Path) -> str:
+    """For which algorithms the comparisons of 07_rum_ablations are decided, from figures/laptop-draws/rum_draws.csv."""
+    found = pd.read_csv(home / "figures/laptop-draws/rum_draws.csv")
+    found = found[~found["comparison"].str.contains("left out")]
+    verdicts = ("better", "worse", "equivalent", "inconclusive")
+    lines = ["| the first minus the second | " + " | ".join(verdicts) + " |", "|---" * (len(verdicts) + 1) + "|"]
+    for what, part in found.groupby("comparison", sort=False):
+        cells = [", ".join(part["algorithm"][part["verdict"] == verdict]) for verdict in verdicts]
+        lines.append(f"| {what.replace(' - ', ' **minus** ')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def written(home: Path, profiles: Iterable[str]) -> str:
-    """The claims of the RUM paper as a Markdown table, a column for each profile, from figures/<profile>/claims.csv."""
-    tables = {name: pd.read_csv(home / "figures" / name / "claims.csv", index_col="claim") for name in profiles}
-    lines = ["| claim | " + " | ".join(f"`{name}`" for name in tables) + " |", "|---" * (len(tables) + 1) + "|"]
-    for claim in CLAIMS:
-        if claim.startswith("C") and any(claim in table.index for table in tables.values()):
-            cells = [_cell(table.loc[claim]) if claim in table.index else "" for table in tables.values()]
+    """The main claims of the RUM paper, a column for each profile, from figures/<profile>/claims.csv."""
+    found = {name: pd.read_csv(home / "figures" / name / "claims.csv", index_col="claim") for name in profiles}
+    lines = ["| claim | " + " | ".join(f"`{name}`" for name in found) + " |", "|---" * (len(found) + 1) + "|"]
+    for claim in HEADLINES:
+        if any(claim in table.index for table in found.values()):
+            cells = [_cell(table.loc[claim]) if claim in table.index else "" for table in found.values()]
             lines.append(f"| **{claim}**: {CLAIMS[claim].text} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -173,11 +191,13 @@ def gathered(study: Study, notebooks: Iterable[str]) -> pd.DataFrame:
 
 
 def main(*profiles: str) -> None:
-    """Write the table between its marks in README.md."""
-    home = settings.home()
-    head, rest = (home / "README.md").read_text().split(MARKS[0])
-    (home / "README.md").write_text(head + MARKS[0] + "\n" + written(home, profiles) + MARKS[1]
-                                    + rest.split(MARKS[1])[1])
+    """Write the tables between their marks in README.md."""
+    file = settings.home() / "README.md"
+    text = file.read_text()
+    for name, table in tables(settings.home(), profiles).items():
+        (head, rest), end = text.split(MARKS[0].format(name)), MARKS[1].format(name)
+        text = head + MARKS[0].format(name) + table + end + rest.split(end)[1]
+    file.write_text(text)
 
 
 if __name__ == "__main__":
