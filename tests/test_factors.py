@@ -1,4 +1,4 @@
-"""What notebook 03 runs: forget sets of controlled entanglement, grids, the control, and the paper's measures."""
+"""What notebooks 04 and 05 run: forget sets of controlled entanglement, grids, the control, measures and figures."""
 
 from dataclasses import dataclass, field, replace
 
@@ -9,7 +9,7 @@ import torch
 from studies import TINY, environ, finetune, forget_set, open_study
 
 import rumlib as rum
-from rumlib.lab import Cell, measures, planted, profile, protocol
+from rumlib.lab import Cell, claims, factors, measures, planted, profile, protocol
 from rumlib.lab import computations as made
 from rumlib.lab.tuning import below_nothing, has_field
 
@@ -178,6 +178,78 @@ def test_the_oracle_is_a_line_of_every_table(study):
     text = measures.compact(table)
     assert list(text.columns) == list(measures.MEASURES.values())
     assert text.loc[("low", "Retrained"), "ToW"] == "1.000 ± 0.000"
+
+
+# -- What the two notebooks share -------------------------------------------------------------------------------------
+
+
+def test_forget_sets_are_described_by_what_is_measured_of_them(study):
+    forget = forget_set(study, 3)
+    gone, points = torch.isin(study.train.index, forget.index), made.embedding(study, 0)
+    line = factors.described(study, {"mine": forget}).loc["mine"]
+    assert (line["n"], line["hash"]) == (len(forget), forget.digest)
+    values = study.score.values[gone].numpy()
+    assert [line["memorization"], line["its sd"]] == pytest.approx([values.mean(), values.std(ddof=1)], abs=1e-6)
+    assert line["ES"] == pytest.approx(rum.entanglement(points[gone], points[~gone]))
+    assert line["distance"] == pytest.approx((points[gone] - points.mean(0)).norm(dim=1).mean().item(), rel=1e-5)
+
+
+KNOWN = {"A": ((0.9, 0.8), (0.5, 0.4)), "Original": ((1.0, 1.0), (0.2, 0.4))}                 # ToW at low, at high
+
+
+def known_rows():
+    return pd.DataFrame([{"level": level, "algorithm": name, "seed": seed, "tow": tow, "tow_mia": 1 - tow}
+                         for name, levels in KNOWN.items() for level, tows in zip(("low", "high"), levels, strict=True)
+                         for seed, tow in enumerate(tows)])
+
+
+def test_a_fall_is_paired_and_its_verdict_is_told():
+    found = factors.falls(known_rows(), "C2", "low", "high", list(KNOWN))
+    assert found["mean"].tolist() == pytest.approx([0.4, 0.7]) and found["what"]["A"] == "A: low - high"
+    assert found.loc["A", ["low", "high"]].tolist() == pytest.approx([0.4, 0.4])
+    assert found["verdict"].to_dict() == {"A": "holds", "Original": "inconclusive"}  # 0.8 and 0.6: two do not suffice
+    assert factors.told_falls(found) == "1 of 1 algorithms"                  # doing nothing is no algorithm
+    rises = factors.falls(known_rows(), "C2", "low", "high", ["A"], of="tow_mia")
+    assert rises["mean"].tolist() == pytest.approx([-0.4]) and factors.told_falls(rises) == "0 of 1 algorithms"
+    said = factors.outcome(claims.counted(found).loc["C2"], "C2")
+    assert said == ("**C2** (ToW falls as memorization rises): **inconclusive**. Of 2 comparisons 1 hold, "
+                    "1 inconclusive.")
+    assert factors.differences(found)["difference [95 % CI]"].iloc[0] == "+0.400 [+0.400, +0.400]"
+
+
+def test_a_factor_is_drawn_on_a_real_axis_beside_the_falls():
+    figure = factors.factor(known_rows(), {"low": 10.0, "high": 210.0}, list(KNOWN), "C2", title="a title")
+    left, right = figure.axes
+    for line in left.containers:
+        assert line[0].get_xdata() == pytest.approx([10, 210], abs=5)        # a little apart for each algorithm
+    assert [text.get_text() for text in left.get_xticklabels()] == ["low\n10", "high\n210"]
+    assert [line[0].get_xdata()[0] for line in right.containers] == pytest.approx([0.4, 0.7])
+    assert [text.get_text() for text in right.get_yticklabels()] == ["A", "doing nothing"]
+    assert "doing\nnothing" in [text.get_text() for text in left.texts] and figure.get_suptitle() == "a title"
+
+
+def test_oracles_are_compared_with_those_of_the_next_seed(study):
+    forget = forget_set(study, 3)
+    rows = factors.other_seed(study, {"mine": forget})
+    assert len(study.profile.seeds) == 2 and len(rows) == 1                  # one pair
+    one, other = (study.reference(forget, seed) for seed in study.profile.seeds)
+    assert rows["tow"][0] == pytest.approx(rum.stats.tow_between(one, other)["tow"])
+    assert rows["tow"][0] == pytest.approx(rum.stats.tow_between(other, one)["tow"])
+
+
+def test_chosen_settings_are_a_table_and_failures_of_the_search_a_file(study):
+    record = recorded((("low", "Original", 5), {}, "f", 0.9, True), (("low", "A", 5), {"lr": 0.1}, "f", 0.8, True),
+                      (("low", "A", 5), {"lr": 1.0}, "f", 0.7, False),
+                      (("low", "B", 5), {"lr": 1.0, "alpha": 1e-5}, "f", 0.95, True))
+    table = factors.settings(record, ["B"])
+    assert table["low"].to_dict() == {"B": "lr 1, alpha 1e-05", "A": "lr 0.1"} and list(table.index) == ["B", "A"]
+    errors = factors.search_errors(study, record, "tests")
+    assert factors.labelled(errors)[["level", "algorithm"]].values.tolist() == [["low", "A"]]
+    kept = pd.read_csv(study.figures / "tuning_errors_tests.csv")
+    assert kept["difference"].tolist() == pytest.approx([-0.1])
+    assert factors.told_errors(errors, record) == (
+        "1 of 3 chosen settings are below doing nothing on the tuning seeds, by 0.1000 of ToW at most.")
+    assert factors.told_errors(errors[:0], record).startswith("None of 3 chosen settings is below")
 
 
 # -- The control ------------------------------------------------------------------------------------------------------
