@@ -101,16 +101,18 @@ def said(found: pd.DataFrame) -> pd.Series:
 
 def another_seed(rows: pd.DataFrame) -> pd.DataFrame:
     """ToW of each seed's oracle, as if it had been unlearned, against the oracle of the next seed: what an algorithm
-    without any fault would get. One row for each seed; none where there is one seed alone.
+    without any fault would get. One row for each seed; one alone for two seeds, whose pairs are the same, and none for
+    one.
 
     rows  of one forget set, with the columns seed, oracle_forget, oracle_retain and oracle_test
     """
     of = [f"oracle_{name}" for name in SETS]
     known = rows.drop_duplicates("seed").set_index("seed")[of]
-    pairs = zip(known.index, [*known.index[1:], *known.index[:1]], strict=True)
+    pairs = list(zip(known.index, [*known.index[1:], *known.index[:1]], strict=True))
+    pairs = pairs if len(known) > 2 else pairs[:-1]          # of two seeds, the second pair is the first one
     return pd.DataFrame([{"seed": a, "tow": tow_from_accuracies(unlearned=tuple(known.loc[a]),
                                                                 retrained=tuple(known.loc[b]))}
-                         for a, b in pairs if a != b], columns=["seed", "tow"])
+                         for a, b in pairs], columns=["seed", "tow"])
 
 
 def two_sided(differences: Iterable[float]) -> float:
