@@ -5,6 +5,8 @@
     dots(summary, "algorithm", "variant")                    # the same for unordered groups, as points in rows
     forest(found, "claim", "what", "verdict")                # differences, coloured by their verdict
     against_cost(table, "algorithm", "variant")              # one panel per algorithm
+    averaged(each, together)                                 # members of a group as small markers, and their mean
+    differences(found, "comparison", "algorithm", sure="holm", margin=0.02)         # a grid of small panels
     histogram(values, {"low": values_low, ...})
     gallery({"low": [(image, caption), ...]})
 
@@ -36,7 +38,8 @@ LOOKS = {                                                    # one colour and on
     "Projection": (BLACK, "s"), "Top-K": (GREEN, "s"), "Random-k": (SKY, "D"), "Global noise": (ORANGE, "o"),
     "low": (SKY, "o"), "medium": (ORANGE, "s"), "high": (RED, "D"), "retain": (BLACK, "^"), "test": (GREY, "v"),
     "once": ("#BBBBBB", "o"), "once, 3x epochs": ("#555555", "s"), "shuffled": (SKY, "D"),
-    "RUM^F low to high": (BLUE, "^"), "RUM^F high to low": (ORANGE, "v"), "mixed RUM": (GREEN, "P")}
+    "RUM^F low to high": (BLUE, "^"), "RUM^F high to low": (ORANGE, "v"), "mixed RUM": (GREEN, "P"),
+    "low to high": (BLUE, "^"), "high to low": (ORANGE, "v")}
 
 
 def style() -> None:
@@ -148,26 +151,106 @@ def against_cost(table: pd.DataFrame, panel: str, variant: str, *, ylabel: str =
     """Means with 95 % intervals against the column `examples`, the cost: one panel per value of `panel`.
 
     A line joins the first two values of `variant`, the plain algorithm at two costs. A point above the line is better
-    than the plain algorithm at the same cost.
+    than the plain algorithm at the same cost. Later values of `variant` are drawn a little aside, not to lie on each
+    other.
     """
     frame = table.reset_index()
     panels, variants = list(dict.fromkeys(frame[panel])), list(dict.fromkeys(frame[variant]))
-    figure, axes = plt.subplots(-(-len(panels) // 3), 3, figsize=(8.4, 2.3 * -(-len(panels) // 3)), sharey=True,
+    figure, axes = plt.subplots(-(-len(panels) // 3), 3, figsize=(6.4, 0.9 + 1.7 * -(-len(panels) // 3)), sharey=True,
                                 sharex=True, squeeze=False)
     for ax, name in zip(axes.flat, panels, strict=False):
         mine = frame[frame[panel] == name].set_index(variant)
         line = mine.loc[variants[:2]]
         ax.plot(line["examples"] / 1000, line["mean"], color="#BBBBBB", linewidth=1.2, zorder=1)
         for k, way in enumerate(variants):
-            part = mine.loc[[way]]
-            ax.errorbar(part["examples"] / 1000, part["mean"], yerr=_bars(part), linestyle="none", color=colour(way, k),
-                        marker=marker(way, k), markersize=5, elinewidth=1.2, label=pretty(way))
+            part, aside = mine.loc[[way]], 0.03 * max(0, k - 1) * frame["examples"].max()
+            ax.errorbar((part["examples"] + aside) / 1000, part["mean"], yerr=_bars(part), linestyle="none",
+                        color=colour(way, k), marker=marker(way, k), markersize=5, elinewidth=1.2, label=pretty(way))
         ax.set_title(name, fontsize=9.5)
     for ax in axes.flat[len(panels):]:
         ax.axis("off")
-    figure.supxlabel("thousand examples passed forward and backward", fontsize=10)
+    axes.flat[min(len(panels) - 1, axes.size - 2)].set_xlabel("thousand examples passed forward and backward")
     figure.supylabel(ylabel, fontsize=10)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", handletextpad=0.3)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, handletextpad=0.3,
+                  fontsize=9)
+    figure.suptitle(title, fontsize=10.5, x=0.02, ha="left")
+    return figure
+
+
+def averaged(each: pd.DataFrame, together: pd.DataFrame, *, ax: Axes | None = None, xlabel: str = "ToW",
+             title: str = "", named: Mapping[str, str] | None = None) -> Axes:
+    """One row for each group: a small marker for each of its members, and their mean with its 95 % interval in black.
+
+    each      means of the members: index (row, member), column mean; a member has the look of its name
+    together  mean, low and high of each row, in the order in which the rows are drawn
+    named     row -> the words that stand beside it, if others
+    """
+    places, members = list(together.index), list(dict.fromkeys(each.index.get_level_values(1)))
+    ax = ax or plt.subplots(figsize=(5.2, 0.9 + 0.42 * len(places)))[1]
+    for k, name in enumerate(members):
+        part = each.xs(name, level=1)["mean"]
+        ax.plot(part, [places.index(row) + 0.2 for row in part.index], linestyle="none", color=colour(name, k),
+                marker=marker(name, k), markersize=4.5, alpha=0.9, label=name)
+    ax.errorbar(together["mean"], [k - 0.17 for k in range(len(places))], xerr=_bars(together), linestyle="none",
+                color="black", marker="|", markersize=11, markeredgewidth=2.2, elinewidth=2.2, label="their mean, 95 %")
+    for edge in np.arange(len(places) - 1) + 0.5:
+        ax.axhline(edge, color="#EBEBEB", linewidth=0.8)
+    ax.set(yticks=range(len(places)), yticklabels=[(named or {}).get(row, pretty(row)) for row in places],
+           xlabel=xlabel, title=title, ylim=(len(places) - 0.5, -0.5))
+    ax.grid(axis="y", visible=False)
+    ax.grid(axis="x", visible=True)
+    return ax
+
+
+def yardsticks(ax: Axes, nothing: float | None, again: float | None) -> None:
+    """Reference lines at the ToW of doing nothing and of retraining with another seed, where they are known. One that
+    lies left of all that is drawn is named at the edge, with an arrow: the axis keeps its range."""
+    low, high = ax.get_xlim()
+    if again is not None:
+        reference(ax, again, "")
+        ax.annotate("retrained,\nother seed", (again, 0), xycoords=("data", "axes fraction"), xytext=(3, 4),
+                    textcoords="offset points", fontsize=8, color=INK, annotation_clip=False)
+        ax.set_xlim(low, max(high, again + 0.02 * (high - low)))
+    if nothing is not None and nothing < low:
+        ax.annotate(f"\u2190 doing nothing: {nothing:.2f}", (0, 0), xycoords="axes fraction", xytext=(3, 4),
+                    textcoords="offset points", fontsize=8, color=INK)
+    elif nothing is not None:
+        reference(ax, nothing, "doing nothing")
+
+
+SAYS = {"better": VERDICTS["holds"], "worse": VERDICTS["opposite"], "equivalent": VERDICTS["equivalent"],
+        "inconclusive": VERDICTS["inconclusive"]}
+
+
+def differences(found: pd.DataFrame, panel: str, row: str, *, sure: str, margin: float, columns: int = 3,
+                title: str = "", xlabel: str = "difference of ToW (right: the first is better)") -> Figure:
+    """Differences with 95 % intervals in a grid of small panels that share rows and axis; the band is +- the margin.
+
+    found  columns mean, low, high, verdict (better, worse, equivalent, inconclusive), and those that `panel` and `row`
+           name; where the column `sure` is False the marker is open: not after a correction for many comparisons
+    """
+    panels, places = list(dict.fromkeys(found[panel])), list(dict.fromkeys(found[row]))
+    down = -(-len(panels) // columns)
+    figure, axes = plt.subplots(down, columns, figsize=(1.3 + 1.75 * columns, 1.2 + (0.35 + 0.21 * len(places)) * down),
+                                sharex=True, sharey=True, squeeze=False)
+    for ax, name in zip(axes.flat, panels, strict=False):
+        ax.axvspan(-margin, margin, color="#F0F0F0", zorder=0)
+        ax.axvline(0, color=INK, linewidth=0.8, zorder=1)
+        for line in found[found[panel] == name].to_dict("records"):
+            of, shape = SAYS[line["verdict"]]
+            ax.errorbar(line["mean"], places.index(line[row]), xerr=_bars(pd.DataFrame([line])), color=of, marker=shape,
+                        markersize=5.5, elinewidth=1.4, capsize=2, markerfacecolor=of if line[sure] else "white")
+        ax.set_title(name, fontsize=9.5)
+        ax.set(yticks=range(len(places)), yticklabels=places, ylim=(len(places) - 0.5, -0.5))
+        ax.grid(axis="y", visible=False)
+    for ax in axes.flat[len(panels):]:
+        ax.axis("off")
+    keys = [plt.Line2D([], [], color=of, marker=shape, linestyle="none", label=name)
+            for name, (of, shape) in SAYS.items() if name in set(found["verdict"])]
+    keys += [plt.Line2D([], [], color=INK, marker="o", markerfacecolor="white", linestyle="none",
+                        label="open: does not survive Holm")] * (not found[sure].all())
+    figure.legend(handles=keys, loc="outside lower center", ncols=3, handletextpad=0.2, columnspacing=1.2, fontsize=9)
+    axes.flat[min(len(panels) - 1, axes.size - 1 - columns // 2)].set_xlabel(xlabel)
     figure.suptitle(title, fontsize=10.5, x=0.02, ha="left")
     return figure
 

@@ -4,24 +4,34 @@
     rows = with_retrained(rows, ["level"])                   # the oracle as one more algorithm
     table = tabled(rows, ["level", "algorithm"])             # mean, interval and n of every measure, a line each
     compact(table)                                           # "0.951 ± 0.020", one column for each measure
+    wide(rows, "algorithm", "variant", "tow")                # one measure: "0.951 ± 0.020" in rows and columns
+    another_seed(rows)                                       # ToW of a model retrained with another seed
+    holm(p)                                                  # p values corrected for their number
 
 Source: arXiv 2406.01257, Tables 5 to 14.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
+from scipy.special import stdtr
 
 from rumlib.lab.computations import ForgetSet
 from rumlib.lab.study import Study
+from rumlib.metrics import tow_from_accuracies
 from rumlib.stats import summarise
 
 SETS = ("forget", "retain", "test")
 MEASURES = {
     "tow": "ToW", "factor_forget": "1 - dF", "factor_retain": "1 - dR", "factor_test": "1 - dT", "tow_mia": "ToW-MIA",
     "forget": "forget", "retain": "retain", "test": "test", "mia": "MIA", "mia_gap": "MIA gap", "differs": "differs"}
+WORDS = {                                                    # names of the code, as a reader says them
+    "max_confidence": "largest confidence", "binary_accuracy": "share of epochs right",
+    "holdout_retraining": "hold-out retraining", "loss_curvature": "loss curvature", "entropy": "entropy",
+    "centrality": "nearness to the centroid", "chance": "chance (random parts)"}
 
 
 def measured(rows: pd.DataFrame, study: Study, sets: Iterable[ForgetSet]) -> pd.DataFrame:
@@ -74,3 +84,62 @@ def readable(rows: pd.DataFrame, by: Sequence[str], measures: Mapping[str, str] 
 def spent(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Settings looked at, and examples passed forward and backward, for each combination of the columns `by`."""
     return rows.groupby(list(by), sort=False)[["looks", "examples"]].mean().round().astype(int)
+
+
+def wide(rows: pd.DataFrame, row: str, column: str, of: str) -> pd.DataFrame:
+    """One measure as text, "mean ± half the interval": a line for each value of `row`, a column for each of `column`,
+    in the order in which they come; empty where there is none."""
+    text = readable(rows, [row, column], {of: of})[of].unstack()
+    return text.loc[list(dict.fromkeys(rows[row])), list(dict.fromkeys(rows[column]))].fillna("")
+
+
+def said(found: pd.DataFrame) -> pd.Series:
+    """Comparisons (columns mean, low, high and verdict) as text: "+0.022 [+0.003, +0.041] holds"."""
+    return pd.Series([f"{mean:+.3f} [{low:+.3f}, {high:+.3f}] {verdict}" for mean, low, high, verdict in
+                      found[["mean", "low", "high", "verdict"]].itertuples(index=False)], found.index, dtype=object)
+
+
+def another_seed(rows: pd.DataFrame) -> pd.DataFrame:
+    """ToW of each seed's oracle, as if it had been unlearned, against the oracle of the next seed: what an algorithm
+    without any fault would get. One row for each seed; one alone for two seeds, whose pairs are the same, and none for
+    one.
+
+    rows  of one forget set, with the columns seed, oracle_forget, oracle_retain and oracle_test
+    """
+    of = [f"oracle_{name}" for name in SETS]
+    known = rows.drop_duplicates("seed").set_index("seed")[of]
+    pairs = list(zip(known.index, [*known.index[1:], *known.index[:1]], strict=True))
+    pairs = pairs if len(known) > 2 else pairs[:-1]          # of two seeds, the second pair is the first one
+    return pd.DataFrame([{"seed": a, "tow": tow_from_accuracies(unlearned=tuple(known.loc[a]),
+                                                                retrained=tuple(known.loc[b]))}
+                         for a, b in pairs], columns=["seed", "tow"])
+
+
+def two_sided(differences: Iterable[float]) -> float:
+    """p of the two-sided t test of paired differences against 0; NaN for a single one.
+
+    >>> round(two_sided([0.0, 0.02]), 3)
+    0.5
+    """
+    values = pd.Series(list(differences), dtype=float)
+    if len(values) < 2:
+        return math.nan
+    spread = values.std() / math.sqrt(len(values))
+    return float(2 * stdtr(len(values) - 1, -abs(values.mean()) / spread)) if spread else float(values.mean() == 0)
+
+
+def holm(p: Iterable[float]) -> list[float]:
+    """The p values corrected for their number: Holm's step-down method. Of the findings with a corrected p below 0.05,
+    the probability that any is wrong is at most 0.05, however they depend on each other. NaN counts as 1.
+
+    Source: Holm, A simple sequentially rejective multiple test procedure, 1979.
+
+    >>> [round(value, 3) for value in holm([0.01, 0.04, 0.03, 0.005])]
+    [0.03, 0.06, 0.06, 0.02]
+    """
+    values = [1.0 if math.isnan(value) else value for value in p]
+    corrected, largest = [0.0] * len(values), 0.0
+    for rank, k in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[k]))
+        corrected[k] = largest
+    return corrected

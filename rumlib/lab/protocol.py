@@ -423,7 +423,7 @@ DRAWN = (rum_variants, mixed_rums, orders, left_out)         # what 07_rum_ablat
 TABLES: dict[str, tuple[Callable[[Study], Table], ...]] = {  # by notebook; without_oracle takes its sets as arguments
     "memorization": (memorization_levels,),
     "entanglement": (entanglement_levels, matched_levels),
-    "rum": (rum_variants, mixed_rums, by_proxies, refined_by, memorization_levels),
+    "rum": (rum_variants, mixed_rums, by_proxies, refined_by, memorization_levels, entanglement_levels),
     "rum_ablations": (one_rate, large_share, high_part),
     "label_errors": (corrections,),
 }
