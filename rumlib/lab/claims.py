@@ -204,7 +204,8 @@ def gathered(study: Study, notebooks: Iterable[str]) -> pd.DataFrame:
     missing = [f"{name} ({file.name})" for name, file in files.items() if not file.exists()]
     if missing:
         raise FileNotFoundError(f"run these notebooks at profile {study.profile.name!r} first: {', '.join(missing)}")
-    return pd.concat([pd.read_csv(file).assign(notebook=name) for name, file in files.items()], ignore_index=True)
+    tables = [pd.read_csv(file).assign(notebook=name) for name, file in files.items()]
+    return pd.concat([table for table in tables if len(table)] or tables, ignore_index=True)     # empty: no dtypes
 
 
 def main(*profiles: str) -> None:
