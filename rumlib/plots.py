@@ -16,6 +16,7 @@ The colours are the eight of Okabe and Ito, which colour-blind readers can disti
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -120,30 +121,38 @@ VERDICTS = {"holds": ("#0072B2", "o"), "opposite": ("#D55E00", "X"), "equivalent
 
 
 def forest(found: pd.DataFrame, group: str, row: str, verdict: str, *, xlabel: str = "difference (right: as claimed)",
-           title: str = "") -> Axes:
+           title: str = "", headings: Mapping[str, str] | None = None) -> Axes:
     """Differences with their intervals, one below the other and grouped; the colour and the marker are the verdict's.
 
-    found  columns mean, low and high, and those that `group`, `row` and `verdict` name
+    found     columns mean, low and high, and those that `group`, `row` and `verdict` name
+    headings  group -> what stands above it, if not its name; up to about 25 lines can be read in print
     """
-    groups = list(dict.fromkeys(found[group]))
-    ax = plt.subplots(figsize=(6.4, 0.9 + 0.16 * (len(found) + 1.2 * len(groups))))[1]
+    texts = {name: fill((headings or {}).get(name, name), 84) for name in dict.fromkeys(found[group])}
+    room = sum(1.5 + text.count("\n") for text in texts.values())
+    ax = plt.subplots(figsize=(6.2, 1.1 + 0.19 * (len(found) + room)))[1]
     at, ticks, labels = 0.0, [], []
-    for name in groups:
-        ax.text(0, at, name, transform=ax.get_yaxis_transform(), fontsize=9, weight="bold", va="center")
-        ax.axhline(at - 0.6, color="#EBEBEB", linewidth=0.8)
+    for name, text in texts.items():
+        at += 0.5 * text.count("\n")
+        ax.annotate(text, (0.01, at), xycoords=("figure fraction", "data"),
+                    fontsize=8, weight="bold", va="center", annotation_clip=False,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+        ax.axhline(at - 0.75 - 0.5 * text.count("\n"), color="#EBEBEB", linewidth=0.8)
+        at += 0.5 * text.count("\n")
         for line in found[found[group] == name].to_dict("records"):
             at += 1
             colour, marker = VERDICTS[line[verdict]]
-            ax.errorbar(line["mean"], at, xerr=_bars(pd.DataFrame([line])), color=colour, marker=marker, markersize=3.5,
-                        elinewidth=1, label=line[verdict])
+            ax.errorbar(line["mean"], at, xerr=_bars(pd.DataFrame([line])), color=colour, marker=marker, markersize=4,
+                        elinewidth=1.2, label=line[verdict])
             ticks, labels = [*ticks, at], [*labels, line[row]]
-        at += 1.2
+        at += 1.5
     ax.axvline(0, color=INK, linewidth=0.8)
-    ax.set(yticks=ticks, ylim=(at - 0.4, -1), xlabel=xlabel, title=title)
-    ax.set_yticklabels(labels, fontsize=7)
+    ax.set(yticks=ticks, ylim=(at - 0.6, -0.9), xlabel=xlabel)
+    ax.set_yticklabels(labels, fontsize=8)
     ax.grid(axis="y", visible=False)
+    ax.grid(axis="x", visible=True)
     known = dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
-    ax.legend(known.values(), known, loc="upper left", bbox_to_anchor=(1, 1), handletextpad=0.3)
+    ax.figure.legend(known.values(), known, loc="outside lower center", ncols=len(known), handletextpad=0.3, fontsize=9)
+    ax.figure.suptitle(title, fontsize=10.5, x=0.01, ha="left")
     return ax
 
 

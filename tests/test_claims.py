@@ -1,6 +1,10 @@
 """Verdicts on claims, from rows whose differences are planted."""
 
+import json
 import math
+import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -80,6 +84,42 @@ def test_claims_are_counted_and_hold_in_most():
         [2, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0]]
     assert table["in most"].tolist() == ["holds", "inconclusive", "holds"]
     assert table.loc["C2", "text"] == claims.CLAIMS["C2"].text
+
+
+def test_a_page_holds_as_many_comparisons_as_can_be_read():
+    found = pd.DataFrame([{"claim": claim, "what": k, "n": 5} for claim, count in (("C1", 3), ("C2", 2), ("C4", 7))
+                          for k in range(count)] + [{"claim": "C1", "what": "a single seed", "n": 1}])
+    pages = claims.pages(found, ["C2", "C1", "C9", "C4"], most=5)
+    assert [page["claim"].tolist() for page in pages] == [["C2"] * 2 + ["C1"] * 3, ["C4"] * 3, ["C4"] * 4]
+    assert [k for page in pages for k in page["what"]] == [0, 1, 0, 1, 2, *range(7)]
+
+
+def test_a_claim_is_told_as_it_was_counted():
+    found = [said(rows(d), "C2") for d in (0.1, -0.1, 0.0)]
+    assert claims.told("C2", claims.counted(found).loc["C2"]) == (
+        '**C2**, "ToW falls as memorization rises": **does not hold** in most comparisons '
+        "(1 of 3; 1 opposite; 1 equivalent).")
+
+
+def test_a_notebook_without_comparisons_leaves_the_numbers_of_the_others_numbers(tmp_path):
+    study = SimpleNamespace(figures=tmp_path, profile=SimpleNamespace(name="mine", includes=lambda name: True))
+    claims.save(study, [said(rows(0.1))], "one")
+    claims.save(study, [], "two")
+    found = claims.gathered(study, ["one", "two"])
+    assert found["notebook"].tolist() == ["one"] and found["mean"].dtype == float
+    with pytest.raises(FileNotFoundError, match=r"at profile 'mine' first: three \(claims_three.csv\)"):
+        claims.gathered(study, ["one", "three"])
+
+
+def test_every_figure_that_stands_for_one_of_a_paper_is_saved_by_the_notebook_beside_it():
+    folder = Path(__file__).parents[1] / "notebooks"
+    cells = json.loads((folder / "14_claims.ipynb").read_text())["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells)
+    lines = [line.split("|") for line in text.splitlines() if re.match(r"\| .*\]\(\d\d_\w+\.ipynb\).*\|$", line)]
+    assert len(lines) >= 30
+    for line in lines:
+        sources = "".join((folder / name).read_text() for name in re.findall(r"\]\((\w+\.ipynb)\)", line[3]))
+        assert not [name for name in re.findall(r"`(\w+)`", line[4]) if f'\\"{name}\\"' not in sources], line
 
 
 def test_a_single_seed_says_nothing():

@@ -62,7 +62,8 @@ def test_a_forest_has_each_difference_in_the_colour_of_its_verdict():
     found = pd.DataFrame([{"claim": claim, "what": what, "mean": mean, "low": mean - 0.1, "high": mean + 0.1,
                            "verdict": said} for claim, what, mean, said in (
         ("C1", "a", 0.3, "holds"), ("C1", "b", 0.0, "inconclusive"), ("C2", "a", -0.3, "opposite"))])
-    ax = plots.forest(found, "claim", "what", "verdict")
+    ax = plots.forest(found, "claim", "what", "verdict", headings={"C1": "C1: what it says"})
+    assert [text.get_text() for text in ax.texts] == ["C1: what it says", "C2"]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b", "a"]
     drawn = {bars.get_label(): bars[0].get_color() for bars in ax.containers}
     assert drawn == {said: plots.VERDICTS[said][0] for said in ("holds", "inconclusive", "opposite")}

@@ -4,6 +4,8 @@
     counted(found)                                           # one line for each claim: in how many it holds
     save(study, found, "memorization")                       # figures/<profile>/claims_memorization.csv
     gathered(study, ["memorization", "rum"])                 # those of several notebooks, by their names
+    told("C2", counted(found).loc["C2"])                     # a sentence: "C2 holds: 9 of 9 comparisons ..."
+    pages(found, ["C1", "C2"])                               # as many of them as one figure can show
     python -m rumlib.lab.claims laptop cifar10-cpu           # writes the tables of the README
 
 A comparison is a difference of two selections of rows, paired over their seeds (`rumlib.stats.paired`). Notebooks and
@@ -137,6 +139,39 @@ def counted(found: Iterable[Mapping] | pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def told(claim: str, line: Mapping) -> str:
+    """What is found of a claim, as a sentence, from its line of `counted`.
+
+    >>> told("C2", {"holds": 3, "opposite": 0, "equivalent": 0, "inconclusive": 1, "in most": "holds"})
+    '**C2**, "ToW falls as memorization rises": **holds** in most comparisons (3 of 4; 1 inconclusive).'
+    """
+    said = {"holds": "**holds** in most comparisons", "inconclusive": "inconclusive",
+            "does not hold": "**does not hold** in most comparisons"}[line["in most"]]
+    counts = {kind: int(line[kind]) for kind in VERDICTS}
+    others = "".join(f"; {counts[kind]} {kind}" for kind in VERDICTS[1:] if counts[kind])
+    how = f"holds in {counts['holds']} of" if line["in most"] == "inconclusive" else f"{counts['holds']} of"
+    return f'**{claim}**, "{CLAIMS[claim].text}": {said} ({how} {sum(counts.values())}{others}).'
+
+
+def pages(found: pd.DataFrame, claims: Iterable[str], most: int = 25) -> list[pd.DataFrame]:
+    """The comparisons of these claims, in this order, as tables of at most `most` lines: what one figure can show.
+
+    A claim is cut in two or more, of about equal length, where it alone has more. Claims without a comparison are left
+    out, and so are comparisons of a single seed, which have no interval.
+    """
+    parts: list[pd.DataFrame] = []
+    for claim in claims:
+        lines = found[(found["claim"] == claim) & (found["n"] > 1)]
+        count = -(-len(lines) // most)
+        for k in range(count):
+            piece = lines.iloc[k * len(lines) // count:(k + 1) * len(lines) // count]
+            if parts and len(parts[-1]) + len(piece) <= most:
+                parts[-1] = pd.concat([parts[-1], piece])
+            else:
+                parts.append(piece)
+    return parts
+
+
 def save(study: Study, found: list[Mapping], name: str) -> pd.DataFrame:
     """Write the comparisons of a notebook to figures/<profile>/claims_<name>.csv, and return them as a table."""
     table = pd.DataFrame(found, columns=None if found else ["claim", "what", "mean", "low", "high", "n", "verdict"])
@@ -187,7 +222,8 @@ def gathered(study: Study, notebooks: Iterable[str]) -> pd.DataFrame:
     missing = [f"{name} ({file.name})" for name, file in files.items() if not file.exists()]
     if missing:
         raise FileNotFoundError(f"run these notebooks at profile {study.profile.name!r} first: {', '.join(missing)}")
-    return pd.concat([pd.read_csv(file).assign(notebook=name) for name, file in files.items()], ignore_index=True)
+    tables = [pd.read_csv(file).assign(notebook=name) for name, file in files.items()]
+    return pd.concat([table for table in tables if len(table)] or tables, ignore_index=True)     # empty: no dtypes
 
 
 def main(*profiles: str) -> None:
