@@ -3,7 +3,9 @@
     style()                                                  # once per notebook
     levels(summary, "level", "algorithm")                    # means with intervals, one line per algorithm
     dots(summary, "algorithm", "variant")                    # the same for unordered groups, as points in rows
+    ranked(summary, "algorithm", each=rows)                  # one algorithm per row, in its own colour
     forest(found, "claim", "what", "verdict")                # differences, coloured by their verdict
+    grid(table, label="share")                               # a table of shares as shades, with their numbers
     against_cost(table, "algorithm", "variant")              # one panel per algorithm
     averaged(each, together)                                 # members of a group as small markers, and their mean
     differences(found, "comparison", "algorithm", sure="holm", margin=0.02)         # a grid of small panels
@@ -113,6 +115,49 @@ def dots(summary: pd.DataFrame, row: str, hue: str, *, ax: Axes | None = None, x
     ax.grid(axis="x", visible=True)
     if legend:
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1), handletextpad=0.3)
+    return ax
+
+
+def ranked(summary: pd.DataFrame, row: str, *, ax: Axes | None = None, each: pd.DataFrame | None = None,
+           of: str = "tow", xlabel: str = "ToW", title: str = "") -> Axes:
+    """Means with 95 % intervals, one row per value of `row`, each in the colour and with the marker of its name.
+
+    summary  as from `rumlib.summarise`;  each: rows whose columns `row` and `of` are drawn as small points behind
+    """
+    frame = summary.reset_index()
+    ax = ax or plt.subplots(figsize=(5.4, 0.6 + 0.32 * len(frame)))[1]
+    for k, name in enumerate(frame[row]):
+        if each is not None:
+            values = each.loc[each[row] == name, of]
+            ax.scatter(values, [k] * len(values), s=9, color=colour(name, k), alpha=0.35, linewidths=0)
+        part = frame.iloc[[k]]
+        ax.errorbar(part["mean"], [k], xerr=_bars(part), color=colour(name, k), marker=marker(name, k), markersize=6,
+                    elinewidth=1.4, capsize=3)
+    ax.set(yticks=range(len(frame)), yticklabels=frame[row], xlabel=xlabel, title=title, ylim=(len(frame) - 0.5, -0.7))
+    ax.grid(axis="y", visible=False)
+    ax.grid(axis="x", visible=True)
+    return ax
+
+
+def grid(table: pd.DataFrame, *, ax: Axes | None = None, label: str = "", title: str = "", xlabel: str = "",
+         ylabel: str = "", percent: bool = False) -> Axes:
+    """A table of values in [0, 1] as shades on one scale, with its numbers in the cells and a colour bar with `label`.
+
+    percent  write the values as whole per cents, and none below 0.5 %; else with two decimals
+    """
+    ax = ax or plt.subplots(figsize=(1.6 + 0.5 * table.shape[1], 1.1 + 0.36 * table.shape[0]))[1]
+    shades = ax.imshow(table, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for r, row in enumerate(table.to_numpy()):
+        for c, value in enumerate(row):
+            if not percent or value >= 0.005:
+                ax.text(c, r, f"{100 * value:.0f}" if percent else f"{value:.2f}", ha="center", va="center", fontsize=8,
+                        color="white" if value > 0.6 else INK)
+    ax.set(xticks=range(table.shape[1]), xticklabels=table.columns, yticks=range(table.shape[0]),
+           yticklabels=table.index, xlabel=xlabel, ylabel=ylabel, title=title)
+    if max(len(str(name)) for name in table.columns) > 5:
+        ax.tick_params(axis="x", rotation=45)
+    ax.grid(visible=False)
+    ax.figure.colorbar(shades, ax=ax, label=label)
     return ax
 
 
@@ -317,7 +362,7 @@ def reference(ax: Axes, at: float, label: str, *, across: bool = False) -> None:
     seed. `across`: the line is horizontal."""
     line, place, where = ((ax.axhline, (0.01, at), ("axes fraction", "data")) if across else
                           (ax.axvline, (at, 0.99), ("data", "axes fraction")))
-    line(at, color=INK, linewidth=0.8, linestyle="--", zorder=0)
+    line(at, color=INK, linewidth=0.8, linestyle="--", zorder=0.9)
     ax.annotate(label, place, xycoords=where, xytext=(2, 2) if across else (3, -1), textcoords="offset points",
                 fontsize=8, color=INK, va="bottom" if across else "top", annotation_clip=False)
 

@@ -18,7 +18,8 @@ from scipy.special import stdtr, stdtrit
 from rumlib.metrics import Evaluation, tow_from_accuracies
 
 SHARES = {"tow", "tow_mia", "forget", "retain", "test", "mia", "mia_gap", "differs", "accuracy", "factor_forget",
-          "factor_retain", "factor_test"}                    # columns of rows whose values lie in [0, 1]
+          "factor_retain", "factor_test", "test_retain", "test_forget",
+          "class_mia"}                                       # columns of rows whose values lie in [0, 1]
 
 
 def tow_between(found: Evaluation, reference: Evaluation) -> dict[str, float]:
