@@ -41,6 +41,7 @@ def test_without_doing_nothing_there_is_nothing_to_compare_with():
 def test_a_card_says_where_an_algorithm_is_best_and_worst_and_what_was_tried(lines):
     text = card(lines.loc["Odd"], RECORD, "Odd")
     assert "**Shines** on *low*: rank 1 of 2, ToW 0.960" in text and "**Fails** on *high*: rank 2 of 2" in text
+    assert "0.700 less than the best. Not significantly" in text
     assert "Not significantly better than doing nothing on *high*." in text
     assert "| `lr` 0.1 | 0.50 |" in text and "Values tried: `lr` 0.1, 0.5." in text
 
@@ -52,3 +53,7 @@ def test_each_oracle_is_compared_with_the_next_one(seeds, pairs, tmp_path):
     found = retrained_again(study, {"a": forget})
     assert [(row["seed"], row["other"]) for row in found.to_dict("records")] == pairs
     assert not len(found) or found["tow"].between(0, 1).all()
+
+
+def test_a_card_of_what_is_never_better_than_nothing_says_so(lines):
+    assert "**Shines** nowhere" in card(lines.loc["Odd"].loc[["high"]], RECORD, "Odd")

@@ -41,13 +41,14 @@ def standings(rows: pd.DataFrame, group: str, *, retraining: float, nothing: str
     nothing     the algorithm that does nothing: it has a line, and no rank
 
     Returns mean, low, high (95 %, see `rumlib.summarise`) and n of ToW; rank (1: the largest mean of the group) and
-    ranked, how many have one; against, the difference to doing nothing paired over the seeds (see `VERDICTS`), empty
-    where the rows have no such algorithm; and cost.
+    ranked, how many have one; behind, by how much the mean is less than the largest; against, the difference to doing
+    nothing paired over the seeds (see `VERDICTS`), empty where the rows have no such algorithm; and cost.
     """
     table = summarise(rows, ["algorithm", group], "tow")
     table["cost"] = rows.groupby(["algorithm", group])["examples"].mean() / retraining
     ranked = table.drop(index=nothing, level="algorithm", errors="ignore")["mean"].groupby(group)
     table["rank"], table["ranked"] = ranked.rank(ascending=False, method="min"), ranked.transform("size")
+    table["behind"] = ranked.transform("max") - table["mean"]
     known = set(rows["algorithm"])
 
     def against(name: str, value: object) -> str:
@@ -73,21 +74,26 @@ def card(lines: pd.DataFrame, record: pd.DataFrame, name: str) -> str:
         cells = (group, told(line), f"{line['rank']} of {line['ranked']}", line["against"] or "not compared",
                  _setting(chosen.get(group, {})) or "none to choose", f"{line['cost']:.2f}")
         text.append(f"| {' | '.join(map(str, cells))} |")
-    best, worst = (lines.loc[lines.index[k]] for k in _ends(lines))
-    sentences = [f"**Shines** on *{best.name}*: rank {best['rank']} of {best['ranked']}, ToW {told(best)}."]
-    if best.name != worst.name:
-        sentences.append(f"**Fails** on *{worst.name}*: rank {worst['rank']} of {worst['ranked']}, ToW {told(worst)}.")
-    useless = [f"*{group}*" for group, line in lines.iterrows() if line["against"] in list(VERDICTS.values())[1:]]
-    if useless:
-        sentences.append(f"Not significantly better than doing nothing on {', '.join(useless)}.")
-    return "\n".join([*text, "", " ".join(sentences), "", f"Values tried: {_tried(mine['setting'])}."])
+    return "\n".join([*text, "", " ".join(_ends(lines)), "", f"Values tried: {_tried(mine['setting'])}."])
 
 
-def _ends(lines: pd.DataFrame) -> tuple[int, int]:
-    """Positions of the lines with the best and the worst place among all, as a share of those ranked; of equal ones the
-    larger, or smaller, ToW decides."""
-    place = list(zip(lines["rank"] / lines["ranked"], -lines["mean"], strict=True))
-    return place.index(min(place)), place.index(max(place))
+def _ends(lines: pd.DataFrame) -> list[str]:
+    """Where the algorithm is best, and where worst: in the upper half of its group, and in the lower?"""
+    place = (lines["rank"] / lines["ranked"]).astype(float)
+    useful = place[~lines["against"].isin([VERDICTS["opposite"], VERDICTS["open"]])]
+
+    def at(group: object) -> str:
+        line = lines.loc[group]
+        return f"on *{group}*: rank {line['rank']} of {line['ranked']}, ToW {told(line)}"
+
+    best, worst = useful.idxmin() if len(useful) else None, lines["behind"].idxmax()
+    found = [f"**{'Shines' if place[best] <= 0.5 else 'Best'}** {at(best)}." if len(useful) else
+             "**Shines** nowhere: on no set is it significantly better than doing nothing."]
+    if worst != best:
+        word = "Fails" if place[worst] > 0.5 else "Weakest"
+        found.append(f"**{word}** {at(worst)}, {lines.loc[worst, 'behind']:.3f} less than the best.")
+    useless = [f"*{group}*" for group in lines.index if group not in useful.index and len(useful)]
+    return [*found, f"Not significantly better than doing nothing on {', '.join(useless)}."] if useless else found
 
 
 def _setting(values: Mapping[str, float]) -> str:
