@@ -39,7 +39,7 @@ def test_without_doing_nothing_there_is_nothing_to_compare_with():
 
 
 def test_a_card_says_where_an_algorithm_is_best_and_worst_and_what_was_tried(lines):
-    text = card(lines.loc["Odd"], RECORD, "Odd")
+    text = card(lines, RECORD, "Odd")
     assert "**Shines** on *low*: rank 1 of 2, ToW 0.960" in text and "**Fails** on *high*: rank 2 of 2" in text
     assert "0.700 less than the best. Not significantly" in text
     assert "Not significantly better than doing nothing on *high*." in text
@@ -56,4 +56,8 @@ def test_each_oracle_is_compared_with_the_next_one(seeds, pairs, tmp_path):
 
 
 def test_a_card_of_what_is_never_better_than_nothing_says_so(lines):
-    assert "**Shines** nowhere" in card(lines.loc["Odd"].loc[["high"]], RECORD, "Odd")
+    assert "**Shines** nowhere" in card(lines.loc[[("Odd", "high")]], RECORD, "Odd")
+
+
+def test_a_card_of_what_was_not_run_says_so(lines):
+    assert card(lines, RECORD, "SSD") == "SSD is not among the algorithms of this profile."

@@ -2,7 +2,7 @@
 
     again = retrained_again(study, study.levels())           # ToW of one retrained model against another
     lines = standings(rows, "level", retraining=24_000)      # mean, interval, rank, against doing nothing, cost
-    card(lines.loc["SalUn"], record, "SalUn")                # the lines of one algorithm, as a reader wants them
+    card(lines, record, "SalUn")                             # what was found of one algorithm, as a reader wants it
 """
 
 from __future__ import annotations
@@ -63,9 +63,12 @@ def standings(rows: pd.DataFrame, group: str, *, retraining: float, nothing: str
 def card(lines: pd.DataFrame, record: pd.DataFrame, name: str) -> str:
     """What was found of one algorithm, as Markdown: a table, where it is best and worst, and the values tried.
 
-    lines   its lines of `standings`, by group
+    lines   as from `standings`; where the algorithm has none, the text says so
     record  as from `Study.tune`, whose names begin with (group, algorithm)
     """
+    if name not in lines.index.get_level_values("algorithm"):
+        return f"{name} is not among the algorithms of this profile."
+    lines = lines.loc[name]
     mine = record[[label[:2] in {(group, name) for group in lines.index} for label in record["name"]]]
     chosen = {label[0]: setting for label, setting in mine[mine["chosen"]][["name", "setting"]].itertuples(index=False)}
     text = ["| forget set | ToW | rank | compared with doing nothing | setting chosen | cost in retrainings |",
