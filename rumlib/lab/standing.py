@@ -1,0 +1,113 @@
+"""Where an algorithm stands: beside doing nothing, beside retraining with another seed, and among all others.
+
+    again = retrained_again(study, study.levels())           # ToW of one retrained model against another
+    lines = standings(rows, "level", retraining=24_000)      # mean, interval, rank, against doing nothing, cost
+    card(lines, record, "SalUn")                             # what was found of one algorithm, as a reader wants it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import pandas as pd
+
+from rumlib.lab.computations import ForgetSet
+from rumlib.lab.lesson import told
+from rumlib.lab.study import Study
+from rumlib.stats import contrast, summarise, tow_between
+
+VERDICTS = {"holds": "significantly better", "opposite": "significantly worse", "open": "inconclusive"}
+
+
+def retrained_again(study: Study, sets: Mapping[str, ForgetSet]) -> pd.DataFrame:
+    """ToW and ToW-MIA of the oracle of each seed against that of the next seed, as if it had been unlearned: one row
+    for each set (its key in `sets`) and pair of seeds. No row with a single seed, one pair with two.
+
+    What an algorithm without any fault of its own gets when its random numbers differ from those of the oracle. It is a
+    reference and no limit: unlearning starts from the original of the very seed of the oracle, and may end nearer.
+    """
+    seeds = study.profile.seeds
+    pairs = list(zip(seeds, (*seeds[1:], seeds[0]), strict=True))[:len(seeds) if len(seeds) > 2 else len(seeds) - 1]
+    return pd.DataFrame([{"set": name, "seed": a, "other": b,
+                          **tow_between(study.reference(forget, a), study.reference(forget, b))}
+                         for name, forget in sets.items() for a, b in pairs])
+
+
+def standings(rows: pd.DataFrame, group: str, *, retraining: float, nothing: str = "Original") -> pd.DataFrame:
+    """How each algorithm stands in each group: one line for each algorithm and value of the column `group`.
+
+    rows        as from `Study.unlearn`, with the columns algorithm, seed, tow and examples
+    retraining  examples that retraining passes forward and backward: the unit of the cost
+    nothing     the algorithm that does nothing: it has a line, and no rank
+
+    Returns mean, low, high (95 %, see `rumlib.summarise`) and n of ToW; rank (1: the largest mean of the group) and
+    ranked, how many have one; behind, by how much the mean is less than the largest; against, the difference to doing
+    nothing paired over the seeds (see `VERDICTS`), empty where the rows have no such algorithm; and cost.
+    """
+    table = summarise(rows, ["algorithm", group], "tow")
+    table["cost"] = rows.groupby(["algorithm", group])["examples"].mean() / retraining
+    ranked = table.drop(index=nothing, level="algorithm", errors="ignore")["mean"].groupby(group)
+    table["rank"], table["ranked"] = ranked.rank(ascending=False, method="min"), ranked.transform("size")
+    table["behind"] = ranked.transform("max") - table["mean"]
+    known = set(rows["algorithm"])
+
+    def against(name: str, value: object) -> str:
+        if nothing not in known or name == nothing:
+            return ""
+        return VERDICTS[contrast(rows, {group: value, "algorithm": name}, {group: value, "algorithm": nothing},
+                                 "tow")["verdict"]]
+
+    return table.assign(against=[against(*key) for key in table.index]).astype({"rank": "Int64", "ranked": "Int64"})
+
+
+def card(lines: pd.DataFrame, record: pd.DataFrame, name: str) -> str:
+    """What was found of one algorithm, as Markdown: a table, where it is best and worst, and the values tried.
+
+    lines   as from `standings`; where the algorithm has none, the text says so
+    record  as from `Study.tune`, whose names begin with (group, algorithm)
+    """
+    if name not in lines.index.get_level_values("algorithm"):
+        return f"{name} is not among the algorithms of this profile."
+    lines = lines.loc[name]
+    mine = record[[label[:2] in {(group, name) for group in lines.index} for label in record["name"]]]
+    chosen = {label[0]: setting for label, setting in mine[mine["chosen"]][["name", "setting"]].itertuples(index=False)}
+    text = ["| forget set | ToW | rank | compared with doing nothing | setting chosen | cost in retrainings |",
+            "|---|---|---|---|---|---|"]
+    for group, line in lines.iterrows():
+        cells = (group, told(line), f"{line['rank']} of {line['ranked']}", line["against"] or "not compared",
+                 _setting(chosen.get(group, {})) or "none to choose", f"{line['cost']:.2f}")
+        text.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join([*text, "", " ".join(_ends(lines)), "", f"Values tried: {_tried(mine['setting'])}."])
+
+
+def _ends(lines: pd.DataFrame) -> list[str]:
+    """Where the algorithm is best, and where worst: in the upper half of its group, and in the lower?"""
+    place = (lines["rank"] / lines["ranked"]).astype(float)
+    useful = place[~lines["against"].isin([VERDICTS["opposite"], VERDICTS["open"]])]
+
+    def at(group: object) -> str:
+        line = lines.loc[group]
+        return f"on *{group}*: rank {line['rank']} of {line['ranked']}, ToW {told(line)}"
+
+    best, worst = useful.idxmin() if len(useful) else None, lines["behind"].idxmax()
+    found = [f"**{'Shines' if place[best] <= 0.5 else 'Best'}** {at(best)}." if len(useful) else
+             "**Shines** nowhere: on no set is it significantly better than doing nothing."]
+    if worst != best:
+        word = "Fails" if place[worst] > 0.5 else "Weakest"
+        found.append(f"**{word}** {at(worst)}, {lines.loc[worst, 'behind']:.3f} less than the best.")
+    useless = [f"*{group}*" for group in lines.index if group not in useful.index and len(useful)]
+    return [*found, f"Not significantly better than doing nothing on {', '.join(useless)}."] if useless else found
+
+
+def _setting(values: Mapping[str, float]) -> str:
+    return ", ".join(f"`{field}` {value:g}" for field, value in values.items())
+
+
+def _tried(settings: Iterable[Mapping[str, float]]) -> str:
+    """Every value that a field had in any of the settings."""
+    found: dict[str, set] = {}
+    for setting in settings:
+        for field, value in setting.items():
+            found.setdefault(field, set()).add(value)
+    return "; ".join(f"`{field}` {', '.join(f'{value:g}' for value in sorted(values))}"
+                     for field, values in found.items()) or "none, as there is nothing to choose"

@@ -1,0 +1,63 @@
+"""Where an algorithm stands: ranks, verdicts and cards from rows whose answer is known."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from studies import TINY, forget_set, open_study
+
+from rumlib.lab.standing import card, retrained_again, standings
+
+MEANS = {("Good", "low"): 0.9, ("Good", "high"): 0.8, ("Odd", "low"): 0.95, ("Odd", "high"): 0.1,
+         ("Original", "low"): 0.92, ("Original", "high"): 0.2}
+ROWS = pd.DataFrame([dict(algorithm=name, level=level, seed=seed, tow=mean + 0.01 * seed, examples=500)
+                     for (name, level), mean in MEANS.items() for seed in range(3)])
+RECORD = pd.DataFrame([dict(name=(level, name, 5), setting={"lr": lr}, chosen=lr == 0.1)
+                       for name, level in MEANS for lr in (0.1, 0.5)])
+
+
+@pytest.fixture
+def lines():
+    return standings(ROWS, "level", retraining=1000)
+
+
+def test_ranks_are_among_those_that_do_something(lines):
+    assert lines["rank"].dropna().to_dict() == {
+        ("Good", "low"): 2, ("Good", "high"): 1, ("Odd", "low"): 1, ("Odd", "high"): 2}
+    assert set(lines["ranked"].dropna()) == {2} and set(lines["cost"]) == {0.5}
+
+
+def test_what_differs_by_the_same_on_every_seed_is_significant(lines):
+    assert lines["against"].to_dict() == {
+        ("Good", "low"): "significantly worse", ("Good", "high"): "significantly better", ("Original", "low"): "",
+        ("Odd", "low"): "significantly better", ("Odd", "high"): "significantly worse", ("Original", "high"): ""}
+
+
+def test_without_doing_nothing_there_is_nothing_to_compare_with():
+    lines = standings(ROWS[ROWS["algorithm"] != "Original"], "level", retraining=1000)
+    assert set(lines["against"]) == {""} and set(lines["ranked"]) == {2}
+
+
+def test_a_card_says_where_an_algorithm_is_best_and_worst_and_what_was_tried(lines):
+    text = card(lines, RECORD, "Odd")
+    assert "**Shines** on *low*: rank 1 of 2, ToW 0.960" in text and "**Fails** on *high*: rank 2 of 2" in text
+    assert "0.700 less than the best. Not significantly" in text
+    assert "Not significantly better than doing nothing on *high*." in text
+    assert "| `lr` 0.1 | 0.50 |" in text and "Values tried: `lr` 0.1, 0.5." in text
+
+
+@pytest.mark.parametrize("seeds, pairs", [(1, []), (2, [(0, 1)]), (3, [(0, 1), (1, 2), (2, 0)])])
+def test_each_oracle_is_compared_with_the_next_one(seeds, pairs, tmp_path):
+    study = open_study(tmp_path, replace(TINY, seeds=tuple(range(seeds))))
+    forget = forget_set(study, 12)
+    found = retrained_again(study, {"a": forget})
+    assert [(row["seed"], row["other"]) for row in found.to_dict("records")] == pairs
+    assert not len(found) or found["tow"].between(0, 1).all()
+
+
+def test_a_card_of_what_is_never_better_than_nothing_says_so(lines):
+    assert "**Shines** nowhere" in card(lines.loc[[("Odd", "high")]], RECORD, "Odd")
+
+
+def test_a_card_of_what_was_not_run_says_so(lines):
+    assert card(lines, RECORD, "SSD") == "SSD is not among the algorithms of this profile."
