@@ -271,8 +271,9 @@ def scheme(steps: Sequence[str] = ("nothing", "fine-tune", "SalUn"),
     arrow((0.4, 0), (last - 0.5, 0), "train a new model without the forget set", at=(0, 0.05))
     arrow((last, 0.2), (last, 0.76), "ToW", "<->", at=(0.3, -0.08))
     words = ", ".join(f"{part}: {step}" for part, step in zip(parts, steps, strict=True))
-    ax.set(title="RUM: refine the forget set, then unlearn it part by part", xlim=(-0.6, last + 0.75), ylim=(-0.35, 2.6),
-           xlabel=f"{words}; the result is compared with the oracle by ToW")                # for the alternative text
+    ax.set(title="RUM: refine the forget set, then unlearn it part by part",
+           xlabel=f"{words}; the result is compared with the oracle by ToW",                # for the alternative text
+           xlim=(-0.6, last + 0.75), ylim=(-0.35, 2.6))
     ax.axis("off")
     return figure
 
