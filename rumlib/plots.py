@@ -226,7 +226,7 @@ def reference(ax: Axes, at: float, label: str, *, across: bool = False) -> None:
     seed. `across`: the line is horizontal."""
     line, place, where = ((ax.axhline, (0.01, at), ("axes fraction", "data")) if across else
                           (ax.axvline, (at, 0.99), ("data", "axes fraction")))
-    line(at, color=INK, linewidth=0.8, linestyle="--", zorder=0)
+    line(at, color=INK, linewidth=0.8, linestyle="--", zorder=1)
     ax.annotate(label, place, xycoords=where, xytext=(2, 2) if across else (3, -1), textcoords="offset points",
                 fontsize=8, color=INK, va="bottom" if across else "top", annotation_clip=False)
 
