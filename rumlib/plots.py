@@ -11,6 +11,7 @@
     differences(found, "comparison", "algorithm", sure="holm", margin=0.02)         # a grid of small panels
     histogram(values, {"low": values_low, ...})
     gallery({"low": [(image, caption), ...]})
+    scheme()                                                 # RUM as a drawing
 
 The colours are the eight of Okabe and Ito, which colour-blind readers can distinguish. Lines have a label at their end.
 """
@@ -365,6 +366,53 @@ def reference(ax: Axes, at: float, label: str, *, across: bool = False) -> None:
     line(at, color=INK, linewidth=0.8, linestyle="--", zorder=0.9)
     ax.annotate(label, place, xycoords=where, xytext=(2, 2) if across else (3, -1), textcoords="offset points",
                 fontsize=8, color=INK, va="bottom" if across else "top", annotation_clip=False)
+
+
+def scheme(steps: Sequence[str] = ("nothing", "fine-tune", "SalUn"),
+           parts: Sequence[str] = ("low", "medium", "high"), score: str = "memorization") -> Figure:
+    """RUM as a drawing: the forget set is refined into parts, each part has a step, and the result is compared with the
+    oracle by ToW. Steps and parts are in the order in which they run. Raises ValueError for unequal numbers of them.
+
+    Source: after the figure of arXiv 2406.01257, section 5.
+    """
+    if len(steps) != len(parts):
+        raise ValueError(f"a RUM has one step for each part; got {len(steps)} steps and {len(parts)} parts")
+    across, last = 1.5, 1.5 * (len(parts) + 1)
+    figure, ax = plt.subplots(figsize=(1.12 * (len(parts) + 2), 3.5))
+
+    def box(x: float, y: float, text: str, edge: str = INK, face: str = "white") -> None:
+        ax.text(x, y, text, ha="center", va="center", fontsize=10, color=ink(edge), linespacing=1.25,
+                bbox={"boxstyle": "round,pad=0.45", "facecolor": face, "edgecolor": edge, "linewidth": 1.3})
+
+    def arrow(start: tuple[float, float], end: tuple[float, float], text: str = "", style: str = "->",
+              at: tuple[float, float] = (0, 0.1), **how) -> None:
+        ax.annotate("", end, start, arrowprops={"arrowstyle": style, "color": INK, "linewidth": 1.2, **how})
+        ax.text((start[0] + end[0]) / 2 + at[0], (start[1] + end[1]) / 2 + at[1], text, ha="center", va="bottom",
+                fontsize=9, color=INK)
+
+    box(0, 2, "forget\nset")
+    box(0, 1, "original\nmodel", face="#EEEEEE")
+    for k, (part, step) in enumerate(zip(parts, steps, strict=True)):
+        x = across * (k + 1)
+        box(x, 2, part, colour(part, k))
+        box(x, 1, f"step {k + 1}\n{step}", colour(part, k))
+        arrow((x, 1.84), (x, 1.24))
+        arrow((x - across + 0.54, 1), (x - 0.54, 1))
+    arrow((0.4, 2), (across - 0.42, 2))
+    ax.text((across + last) / 2 - across / 2, 2.42, f"refine by {score}", ha="center", fontsize=9.5, color=INK)
+    ax.plot([across - 0.5] * 2 + [last - across + 0.5] * 2, [2.26, 2.34, 2.34, 2.26], color=INK, linewidth=1)
+    box(last, 1, "unlearned\nmodel", face="#EEEEEE")
+    arrow((last - across + 0.52, 1), (last - 0.62, 1))
+    box(0, 0, "retain\nset")
+    box(last, 0, "oracle", face="#EEEEEE")
+    arrow((0.4, 0), (last - 0.5, 0), "train a new model without the forget set", at=(0, 0.05))
+    arrow((last, 0.2), (last, 0.76), "ToW", "<->", at=(0.3, -0.08))
+    words = ", ".join(f"{part}: {step}" for part, step in zip(parts, steps, strict=True))
+    ax.set(title="RUM: refine the forget set, then unlearn it part by part",
+           xlabel=f"{words}; the result is compared with the oracle by ToW",                # for the alternative text
+           xlim=(-0.6, last + 0.75), ylim=(-0.35, 2.6))
+    ax.axis("off")
+    return figure
 
 
 def label_ends(ax: Axes, ends: Mapping[str, tuple[float, str]], gap: float = 0.055) -> None:

@@ -91,3 +91,15 @@ def test_an_algorithm_looks_the_same_in_every_figure():
             lines = [bars[0] for bars in ax.containers]
             drawn = {(line.get_color(), line.get_marker()) for line in lines}
             assert drawn == {plots.LOOKS["SalUn"], plots.LOOKS["SSD"]}
+
+
+def test_the_scheme_of_rum_shows_each_step_below_its_part():
+    figure = plots.scheme(("nothing", "scrub"), ("easy", "hard"), "loss")
+    at = {text.get_text(): text.get_position() for text in figure.axes[0].texts if text.get_text()}
+    assert {"forget\nset", "original\nmodel", "unlearned\nmodel", "oracle", "ToW", "refine by loss"} <= set(at)
+    for part, step in (("easy", "step 1\nnothing"), ("hard", "step 2\nscrub")):
+        assert at[part][0] == at[step][0] and at[part][1] > at[step][1]
+    assert at["easy"][0] < at["hard"][0] < at["unlearned\nmodel"][0] == at["oracle"][0]
+    assert "easy: nothing, hard: scrub" in described(figure)
+    with pytest.raises(ValueError, match="got 3 steps and 2 parts"):
+        plots.scheme(("a", "b", "c"), ("low", "high"))

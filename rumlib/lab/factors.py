@@ -23,8 +23,9 @@ from matplotlib.figure import Figure
 from rumlib import plots
 from rumlib.lab import claims, measures, protocol, tuning
 from rumlib.lab.computations import ForgetSet
+from rumlib.lab.standing import retrained_again
 from rumlib.lab.study import Study
-from rumlib.stats import summarise, tow_between
+from rumlib.stats import summarise
 
 AGAIN = "Retrained, other seed"
 DASHED = {"Original": "doing nothing", AGAIN: "retrained, other seed"}       # references, and what figures call them
@@ -103,16 +104,8 @@ def told_errors(errors: pd.DataFrame, record: pd.DataFrame) -> str:
 
 
 def other_seed(study: Study, sets: Mapping[str, ForgetSet]) -> pd.DataFrame:
-    """Rows in which each oracle is compared with that of the next seed, as if the next one had been unlearned: how near
-    retraining comes to itself. The comparison is symmetric: two seeds make one row, a single seed none."""
-    seeds = study.profile.seeds
-    pairs = list(zip(seeds, seeds[1:] + seeds[:1], strict=True))[:len(seeds) if len(seeds) > 2 else len(seeds) - 1]
-    study.oracles(sets.values(), seeds)
-    return pd.DataFrame([
-        {"level": level, "algorithm": AGAIN, "seed": seed,
-         **tow_between(study.reference(forget, after), study.reference(forget, seed))}
-        for level, forget in sets.items() for seed, after in pairs],
-        columns=["level", "algorithm", "seed", "tow", "tow_mia"])
+    """`rumlib.lab.standing.retrained_again` as rows of one more algorithm."""
+    return retrained_again(study, sets).rename(columns={"set": "level"}).assign(algorithm=AGAIN)
 
 
 def falls(rows: pd.DataFrame, claim: str, low: str, high: str, names: Sequence[str], of: str = "tow") -> pd.DataFrame:

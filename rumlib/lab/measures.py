@@ -5,7 +5,6 @@
     table = tabled(rows, ["level", "algorithm"])             # mean, interval and n of every measure, a line each
     compact(table)                                           # "0.951 ± 0.020", one column for each measure
     wide(rows, "algorithm", "variant", "tow")                # one measure: "0.951 ± 0.020" in rows and columns
-    another_seed(rows)                                       # ToW of a model retrained with another seed
     holm(p)                                                  # p values corrected for their number
 
 Source: arXiv 2406.01257, Tables 5 to 14.
@@ -21,7 +20,6 @@ from scipy.special import stdtr
 
 from rumlib.lab.computations import ForgetSet
 from rumlib.lab.study import Study
-from rumlib.metrics import tow_from_accuracies
 from rumlib.stats import summarise
 
 SETS = ("forget", "retain", "test")
@@ -97,22 +95,6 @@ def said(found: pd.DataFrame) -> pd.Series:
     """Comparisons (columns mean, low, high and verdict) as text: "+0.022 [+0.003, +0.041] holds"."""
     return pd.Series([f"{mean:+.3f} [{low:+.3f}, {high:+.3f}] {verdict}" for mean, low, high, verdict in
                       found[["mean", "low", "high", "verdict"]].itertuples(index=False)], found.index, dtype=object)
-
-
-def another_seed(rows: pd.DataFrame) -> pd.DataFrame:
-    """ToW of each seed's oracle, as if it had been unlearned, against the oracle of the next seed: what an algorithm
-    without any fault would get. One row for each seed; one alone for two seeds, whose pairs are the same, and none for
-    one.
-
-    rows  of one forget set, with the columns seed, oracle_forget, oracle_retain and oracle_test
-    """
-    of = [f"oracle_{name}" for name in SETS]
-    known = rows.drop_duplicates("seed").set_index("seed")[of]
-    pairs = list(zip(known.index, [*known.index[1:], *known.index[:1]], strict=True))
-    pairs = pairs if len(known) > 2 else pairs[:-1]          # of two seeds, the second pair is the first one
-    return pd.DataFrame([{"seed": a, "tow": tow_from_accuracies(unlearned=tuple(known.loc[a]),
-                                                                retrained=tuple(known.loc[b]))}
-                         for a, b in pairs], columns=["seed", "tow"])
 
 
 def two_sided(differences: Iterable[float]) -> float:

@@ -27,10 +27,12 @@ def retrained_again(study: Study, sets: Mapping[str, ForgetSet]) -> pd.DataFrame
     reference and no limit: unlearning starts from the original of the very seed of the oracle, and may end nearer.
     """
     seeds = study.profile.seeds
+    study.oracles(sets.values(), seeds)
     pairs = list(zip(seeds, (*seeds[1:], seeds[0]), strict=True))[:len(seeds) if len(seeds) > 2 else len(seeds) - 1]
     return pd.DataFrame([{"set": name, "seed": a, "other": b,
                           **tow_between(study.reference(forget, a), study.reference(forget, b))}
-                         for name, forget in sets.items() for a, b in pairs])
+                         for name, forget in sets.items() for a, b in pairs],
+                        columns=["set", "seed", "other", "tow", "tow_mia"])
 
 
 def standings(rows: pd.DataFrame, group: str, *, retraining: float, nothing: str = "Original") -> pd.DataFrame:
