@@ -6,8 +6,6 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-import rumlib as rum
-from rumlib import plots
 from rumlib.lab import draws, measures
 
 RANDOM = np.random.default_rng(0)
