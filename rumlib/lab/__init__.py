@@ -8,7 +8,7 @@ from importlib import import_module
 
 _HOMES = {
     "Study": "study", "Cell": "tables", "ForgetSet": "computations", "Profile": "profiles", "profile": "profiles",
-    "Card": "card", "vary": "tuning", "tuned": "tuning",
+    "Card": "card", "vary": "tuning", "tuned": "tuning", "say": "lesson",
 }
 __all__ = sorted(_HOMES)
 

@@ -20,6 +20,7 @@ import torch
 from rumlib.algorithms.base import Keep
 from rumlib.algorithms.perturb import TopK
 from rumlib.algorithms.projection import ClassProjection
+from rumlib.audits import HeadOnly
 from rumlib.choose import AutoRUM, Calibrated, HeldOut, JensenShannon, Memorized
 from rumlib.lab.computations import ForgetSet
 from rumlib.lab.profiles import Profile
@@ -414,6 +415,34 @@ def corrections(study: Study) -> Table:
                  for rate in p.rum_rates[-3:]}
         runs[which, "Nothing", 0.0] = forget, Keep()
     return Table({}, ("set", "algorithm", "rate"), (*p.tuning_seeds, *p.seeds[:4]), mia=False, fixed=runs)
+
+
+# -- Notebook: has it really forgotten? -------------------------------------------------------------------------------
+
+
+def banked(study: Study) -> Table:
+    """The algorithms of the paper at every level of memorization, as `memorization_levels` tunes them: each has as many
+    models in the bank as the profile says."""
+    known, p = study.levels(), study.profile
+    ways = {name: candidates(p, p.budgets[-1])[name] for name in p.algorithms}
+    return replace(on_levels(study, {level: known[level] for level in LEVELS}, ways), seeds=())
+
+
+def ascents(study: Study) -> Table:
+    """Descent alone, with ascent beside it, and ascent alone, on the sets of low and of high entanglement."""
+    p, known = study.profile, entanglement_sets(study)
+    ways = {name: candidates(p, p.budgets[-1])[name] for name in ("Fine-tune", "NegGrad+", "NegGrad")}
+    return replace(on_levels(study, {name: known[name] for name in ("ES low", "ES high")}, ways), seeds=())
+
+
+def audited(study: Study, c: int = 3) -> Table:
+    """What is put to the audits: algorithms and the control that edits the last layer alone, on the set of high
+    memorization and on a whole class."""
+    p, budget = study.profile, study.profile.budgets[-1]
+    known, relabel = candidates(p, budget), candidates(p, budget)["Random label"]
+    ways = {name: known[name] for name in ("Fine-tune", "NegGrad+", "Random label", "SalUn")}
+    ways["Head only"] = HeadOnly(relabel[0]), relabel[1]
+    return replace(on_levels(study, {"high": study.levels()["high"], "class": study.class_set(c)}, ways), seeds=())
 
 
 DRAWN = (rum_variants, mixed_rums, orders, left_out)         # what notebook 05 runs in every draw of the data
