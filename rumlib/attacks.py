@@ -3,8 +3,8 @@
     margins = torch.stack([log_odds(predict(m, forget), forget.y) for m in models])      # a bank: (models, examples)
     klom(oracles, unlearned)                                 # (examples,) divergence of the two distributions
     forgetting_quality(oracles, unlearned)                   # the score of the NeurIPS 2023 contest
-    of_oracles, of_unlearned = ulira_scores(oracles, unlearned)          # attacks give (models, examples) scores,
-    rmia(target, out, population, population_out)                        # higher: rather a member
+    ulira_scores(oracles, unlearned, target)                 # attacks give (models, examples) scores,
+    rmia(target, out, population, population_out)            # higher: rather a member
     paired_auc(of_unlearned, of_oracles)                     # (pairs,), 0.5: the attack sees no difference
     normalised(value, original=, oracle=)                    # 0: as far as the original, 1: as near as an oracle
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from rumlib.device import as_seed, check_values
 
 LEAST, LEAST_BINNED = 20, 100                                # models: see `klom`
-DELTA, CAP, GRID = 1e-5, 50.0, 20                            # of the contest; GRID: its thresholds for a unit, of 100
+DELTA, CAP, GRID = 1e-5, 50.0, 10                            # of the contest; GRID: its thresholds for a unit, of 100
 
 
 def log_odds(logits: Tensor, y: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def contest_epsilon(oracles: Tensor, unlearned: Tensor, *, double: bool = True) 
     The larger median is "positive". Of each threshold epsilon = max(log(1 - d - FPR) - log FNR, log(1 - d - FNR) -
     log FPR); it is infinite where both rates are 0, and a threshold with one rate of 0 is left out. Two thresholds,
     with `double`, enclose the bank of the smaller range, each shifted by up to 2. An example on which one bank is a
-    hundred times narrower than the other has 50. Single thresholds are tried at every margin, pairs on a grid of 0.05
+    hundred times narrower than the other has 50. Single thresholds are tried at every margin, pairs on a grid of 0.1
     (in the published code: 0.01).
 
     Raises TypeError for what is no bank, ValueError for banks of fewer than 20 models or of different sizes.
@@ -200,28 +200,22 @@ def rmia(target: Tensor, out: Tensor, population: Tensor, population_out: Tensor
     return below.to(target.dtype) / z.shape[-1]
 
 
-def ulira_scores(oracles: Tensor, unlearned: Tensor, folds: int = 5) -> tuple[Tensor, Tensor]:
-    """The attack U-LiRA on every model of two banks: the log likelihood ratio of its margins, "unlearned" to "oracle".
+def ulira_scores(oracles: Tensor, unlearned: Tensor, target: Tensor) -> Tensor:
+    """The attack U-LiRA on every model of a bank: the log likelihood ratio of its margins, "unlearned" to "oracle".
 
-    oracles, unlearned  (M, examples) and (N, examples) margins
-    folds               each model is judged by normal distributions that were fitted without its fold
+    oracles, unlearned  (M, examples) and (N, examples) margins that normal distributions are fitted to, two for each
+                        example; the standard deviations are at least 1e-6
+    target              (models, examples) margins of other models, oracles or unlearned
 
-    Returns (M, examples) and (N, examples) scores; higher: rather unlearned. The standard deviations are at least 1e-6.
-
-    Raises TypeError for what is no bank, ValueError for folds that leave fewer than 8 models to fit. Source: Hayes and
-    others, arXiv 2403.01218; `rumlib.metrics.ulira` is the same attack with one pair held out.
+    Returns (models, examples) scores; higher: rather unlearned. The models of the target must be no part of the other
+    two banks: fit to one half and attack the other. (With folds in turns pairs would not be independent, and intervals
+    too narrow.) Raises TypeError for what is no bank, ValueError for fewer than 8 models to fit to. Source: Hayes and
+    others, arXiv 2403.01218; `rumlib.metrics.ulira` is the same attack on models, with one pair held out.
     """
-    check_values("ulira_scores", folds=(folds, "int [2, inf)"))
-    least = ceil(8 * folds / (folds - 1))
-    banks = _banks("U-LiRA", oracles, unlearned, max(least, folds), "two normal distributions per example are fitted")
-    parts = [torch.arange(len(bank)) % folds for bank in banks]
-    scores = [torch.empty_like(bank) for bank in banks]
-    for fold in range(folds):
-        known = [bank[part != fold] for bank, part in zip(banks, parts, strict=True)]
-        fitted = [m for bank in reversed(known) for m in (bank.mean(0), bank.std(0).clamp(min=1e-6))]
-        for bank, part, found in zip(banks, parts, scores, strict=True):
-            found[part == fold] = log_likelihood_ratio(bank[part == fold].T, *fitted).T
-    return scores[0], scores[1]
+    o, u = _banks("U-LiRA", oracles, unlearned, 8, "two normal distributions per example are fitted")
+    _, x = _banks("U-LiRA", oracles, target, 1, "")
+    moments = [m for bank in (u, o) for m in (bank.mean(0), bank.std(0).clamp(min=1e-6))]
+    return log_likelihood_ratio(x.T, *moments).T
 
 
 def log_likelihood_ratio(x: Tensor, mean_u: Tensor, std_u: Tensor, mean_r: Tensor, std_r: Tensor) -> Tensor:

@@ -27,6 +27,11 @@ def margins(models, examples=4000, *, mean=0.0, std=1.0, seed=0):
     return mean + std * torch.randn(models, examples, generator=torch.Generator().manual_seed(seed))
 
 
+def attack(oracles, unlearned):
+    """AUC of U-LiRA, (pairs,), fitted to every second model."""
+    return paired_auc(*(ulira_scores(oracles[::2], unlearned[::2], bank[1::2]) for bank in (unlearned, oracles)))
+
+
 def exact(models, mean=0.0, std=1.0):
     """One example whose margins have this mean and standard deviation."""
     x = margins(models, 1).double()
@@ -95,9 +100,9 @@ def test_oracles_do_not_score_one_in_the_contest(models):
 
 
 def test_two_thresholds_see_a_narrower_bank_with_the_same_median():
-    wide, narrow = margins(100, 50), margins(100, 50, std=0.05, seed=1)
-    assert contest_epsilon(wide, narrow).median() > contest_epsilon(wide, narrow, double=False).median() + 1
-    assert (contest_epsilon(wide, 0.01 * narrow) == 50).all()                        # a hundredth of the range: the cap
+    wide, narrow = margins(100, 50, std=10), margins(100, 50, std=2, seed=1)
+    assert contest_epsilon(wide, narrow).median() > contest_epsilon(wide, narrow, double=False).median() + 0.3
+    assert (contest_epsilon(wide, 0.01 * narrow) == 50).all()        # of less than a hundredth of the range: the cap
 
 
 # -- Attacks ----------------------------------------------------------------------------------------------------------
@@ -117,7 +122,9 @@ def test_rmia_by_hand():
 
 @pytest.mark.parametrize("shift", [0.5, 1.5])
 def test_ulira_reaches_what_is_possible_between_two_normal_distributions(shift):
-    of_oracles, of_unlearned = ulira_scores(margins(60, 2000), margins(60, 2000, mean=shift, seed=1))
+    known = margins(60, 2000), margins(60, 2000, mean=shift, seed=1)
+    of_oracles = ulira_scores(*known, margins(30, 2000, seed=2))
+    of_unlearned = ulira_scores(*known, margins(30, 2000, mean=shift, seed=3))
     assert paired_auc(of_unlearned, of_oracles).mean().item() == pytest.approx(norm.cdf(shift / 2**0.5), abs=0.015)
     best = norm.cdf(shift - norm.ppf(0.99))
     assert tpr_at(of_unlearned, of_oracles, 0.01) == pytest.approx(best, abs=0.04)      # fitted
@@ -125,8 +132,7 @@ def test_ulira_reaches_what_is_possible_between_two_normal_distributions(shift):
 
 def test_ulira_sees_a_narrower_distribution_where_a_threshold_sees_nothing():
     oracles, unlearned = margins(40, 500), margins(40, 500, std=0.3, seed=1)
-    of_oracles, of_unlearned = ulira_scores(oracles, unlearned)
-    assert paired_auc(of_unlearned, of_oracles).mean() > 0.75
+    assert attack(oracles, unlearned).mean() > 0.75
     assert paired_auc(loss_scores(unlearned), loss_scores(oracles)).mean().item() == pytest.approx(0.5, abs=0.02)
 
 
@@ -142,7 +148,7 @@ def test_oracles_against_oracles_have_an_auc_of_a_half():
         a, b = rows[:30], rows[30:]
         aucs = {"loss": paired_auc(loss_scores(bank[a]), loss_scores(bank[b])),
                 "RMIA": paired_auc(outdone[a], outdone[b]),
-                "U-LiRA": paired_auc(*reversed(ulira_scores(bank[a], bank[b])))}
+                "U-LiRA": attack(bank[a], bank[b])}
         for name, auc in aucs.items():
             found = interval(auc.tolist(), 0.99)
             held[name] += found["low"] <= 0.5 <= found["high"]
@@ -182,11 +188,10 @@ def test_a_bank_of_trained_models(planted):
 
     oracles, others, third = (bank(planted.retain, range(k, k + 40)) for k in (0, 100, 200))
     originals = bank(planted.train, range(40))
-    for metric in (lambda u: klom(oracles, u).median().item(), lambda u: 1 - forgetting_quality(oracles, u),
-                   lambda u: paired_auc(*reversed(ulira_scores(oracles, u))).mean().item(),
+    for metric in (lambda u: klom(oracles, u).median().item(), lambda u: attack(oracles, u).mean().item(),
                    lambda u: paired_auc(loss_scores(u), loss_scores(oracles)).mean().item()):
         assert 0.9 <= normalised(metric(third), original=metric(originals), oracle=metric(others)) <= 1.1
-        assert metric(originals) - metric(others) > 0.15
+        assert metric(originals) - metric(others) > 0.3
 
 
 def test_log_odds_are_finite_where_probabilities_round_to_one():
@@ -207,7 +212,7 @@ REFUSED = {
     "a list": (lambda: klom([[0.0]], BANK), "oracles must be a tensor of margins.*got list"),
     "contest, small": (lambda: forgetting_quality(BANK, BANK[:5]), "at least 20 unlearned; got 5: error rates"),
     "contest, unequal": (lambda: forgetting_quality(BANK, torch.zeros(25, 3)), "as many oracles as.*got 20 and 25"),
-    "ulira, small": (lambda: ulira_scores(BANK[:9], BANK), "U-LiRA needs at least 10 oracles; got 9"),
+    "ulira, small": (lambda: ulira_scores(BANK[:7], BANK, BANK), "U-LiRA needs at least 8 oracles; got 7"),
     "rmia, margins": (lambda: rmia(BANK - 2, BANK, BANK, BANK), r"probabilities in \[0, 1\]; got -2.*sigmoid"),
     "rmia, all seen": (lambda: rmia(BANK, BANK + torch.nan, BANK, BANK), "3 of 3 examples were seen by every ref"),
     "rmia, shapes": (lambda: rmia(BANK, BANK[:, :2], BANK, BANK), r"got \(20, 2\) for \(20, 3\)"),

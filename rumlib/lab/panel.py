@@ -1,6 +1,6 @@
 """The model bank read: every metric with its null, the agreement of metrics, and the verdicts of the audits.
 
-    bank = Bank.of(study, tables)                            # margins of oracles, originals and unlearned models
+    bank = Bank.of(study, banked(study))                     # margins of oracles, originals and unlearned models
     panel = measured(bank, "high")                           # metric by algorithm: value, null, normalised value
     agreement(bank, "high")                                  # Kendall's tau of each two metrics, with intervals
     verdicts(found)                                          # audit by algorithm: flagged, or as the oracles
@@ -12,7 +12,7 @@ the original, 0, and that null, 1. Where the null is too wide for that the metri
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import partial
 
 import numpy as np
@@ -41,7 +41,7 @@ from rumlib.stats import interval
 
 ORACLE = 1000                                                # the first seed of the oracles: no original has it
 SUBSETS = 64                                                 # models of the memorization estimator that attackers have
-SPLITS, HALVES = 100, 200                                    # of the null; of the intervals of tau
+SPLITS, HALVES = 100, 100                                    # of the null; of the intervals of differences
 WIDEST = 0.1                                                 # null, of the distance from the original to it
 
 
@@ -75,15 +75,12 @@ class Bank:
     oracles: Mapping[str, Margins]
     originals: Mapping[str, Margins]
     unlearned: Mapping[tuple[str, str], Margins]
-    seconds: float = field(default=0.0)                      # of one core
 
     @classmethod
-    def of(cls, study: Study, tables: Iterable[Table]) -> Bank:
-        """The bank of the algorithms in these tables, tuned as they are on file or by search."""
-        asked = {}
-        for table in tables:
-            tuned, _ = study.tune(table.spaces, on_file=True)
-            asked |= {name[:2]: (table.spaces[name][0], algorithm) for name, algorithm in tuned.items()}
+    def of(cls, study: Study, table: Table) -> Bank:
+        """The bank of the algorithms in this table, tuned as they are on file or by search."""
+        tuned, _ = study.tune(table.spaces, on_file=True)
+        asked = {name[:2]: (table.spaces[name][0], algorithm) for name, algorithm in tuned.items()}
         sets = {name: forget for (name, _), (forget, _) in asked.items()}
         n, p = study.profile.bank, study.profile
         halves = [tuple(range(ORACLE + k * n, ORACLE + (k + 1) * n)) for k in (0, 1)]
@@ -129,19 +126,16 @@ def tow_distance(oracles: Margins, found: Margins) -> float:
     return 1 - float(np.mean([tow_from_accuracies(unlearned=tuple(u), retrained=tuple(r)) for u, r in pairs]))
 
 
-def _auc(oracles: Margins, found: Margins, scores: Callable) -> float:
-    return paired_auc(scores(found), scores(oracles)).mean().item()
-
-
-def _ulira(oracles: Margins, found: Margins) -> Tensor:
-    of_oracles, of_found = ulira_scores(oracles.forget, found.forget)
-    return paired_auc(of_found, of_oracles)
+def ulira_halves(oracles: Margins, found: Margins) -> tuple[Tensor, Tensor]:
+    """Scores of every second model of both banks, by normal distributions fitted to the others: (of found, of
+    oracles)."""
+    return tuple(ulira_scores(oracles.forget[::2], found.forget[::2], one.forget[1::2]) for one in (found, oracles))
 
 
 AUCS: dict[str, Callable[[Margins, Margins], Tensor]] = {    # label -> (pairs,): the attacks
     "loss": lambda o, u: paired_auc(loss_scores(u.forget), loss_scores(o.forget)),
     "RMIA": lambda o, u: paired_auc(u.rmia, o.rmia),
-    "U-LiRA": _ulira}
+    "U-LiRA": lambda o, u: paired_auc(*ulira_halves(o, u))}
 METRICS: dict[str, Callable[[Margins, Margins], float]] = {  # label -> of (oracles, found); the original's is larger
     "1 - ToW": tow_distance,
     "SVC": lambda o, u: u.called.mean().item(),
@@ -206,25 +200,28 @@ def calibrated(bank: Bank, name: str, level: float = 0.99, splits: int = SPLITS)
 # -- Do metrics agree? ------------------------------------------------------------------------------------------------
 
 
+RANKING = tuple(label for label in METRICS if label != "1 - F")          # which is too coarse for banks of this size
+
+
 def distances(bank: Bank, name: str, models: Tensor | None = None) -> pd.DataFrame:
-    """algorithm by metric: how far from the null, of some of the models of each side or of all."""
+    """algorithm by metric (of RANKING): how far from the null, of some of the models of each side or of all."""
     oracles, half = bank.oracles[name], len(bank.oracles[name]) // 2
     first = oracles[:half] if models is None else oracles[models]
     other = oracles[half:] if models is None else oracles[half + models]
     found = {way: one if models is None else one[models] for way, one in bank.algorithms(name).items()}
-    return pd.DataFrame({label: {way: abs(metric(first, one) - metric(first, other)) for way, one in found.items()}
-                         for label, metric in METRICS.items()})
+    own = {label: METRICS[label](first, other) for label in RANKING}
+    return pd.DataFrame({label: {way: abs(METRICS[label](first, one) - own[label]) for way, one in found.items()}
+                         for label in RANKING})
 
 
 def agreement(bank: Bank, name: str, halves: int = HALVES) -> pd.DataFrame:
     """Kendall's tau between the orders that each two metrics give the algorithms of a set, with 95 % intervals over
-    random halves of the models: these vary as independent banks of full size do. Raises ValueError where half a bank is
-    too small for a metric."""
-    random, half = torch.Generator().manual_seed(0), len(bank.originals[name])
-    point = distances(bank, name).corr("kendall")
-    drawn = [distances(bank, name, torch.randperm(half, generator=random)[:half // 2]).corr("kendall").to_numpy()
-             for _ in range(halves)]
-    low, high = np.nanquantile(drawn, [0.025, 0.975], axis=0)
+    random halves of the models (see `_spread`)."""
+    def tau(models=None):
+        return distances(bank, name, models).corr("kendall")
+
+    point = tau()
+    low, high = _spread(tau, len(bank.originals[name]), halves, point.to_numpy())
     return pd.DataFrame([{"set": name, "one": one, "other": other, "tau": point.iloc[i, j], "low": low[i, j],
                           "high": high[i, j]} for i, one in enumerate(point) for j, other in enumerate(point) if i < j])
 
@@ -232,20 +229,29 @@ def agreement(bank: Bank, name: str, halves: int = HALVES) -> pd.DataFrame:
 def differences(bank: Bank, name: str, one: str, other: str, metrics: Iterable[str],
                 halves: int = HALVES) -> pd.DataFrame:
     """Metric by metric, what `one` algorithm scores less than the `other` ("Original": the model before unlearning),
-    with 95 % intervals over random halves of the models; above 0: `one` is nearer to the oracle."""
+    with 95 % intervals over random halves of the models (see `_spread`); above 0: `one` is nearer to the oracle."""
     oracles, half = bank.oracles[name], len(bank.originals[name])
     ways = {"Original": bank.originals[name], **bank.algorithms(name)}
-    random = torch.Generator().manual_seed(0)
-    drawn = [torch.randperm(half, generator=random)[:half // 2] for _ in range(halves)]
     rows = []
     for label in metrics:
         def less(models, metric=METRICS[label]):
             return metric(oracles[models], ways[other][models]) - metric(oracles[models], ways[one][models])
 
-        low, high = np.quantile([less(models) for models in drawn], [0.025, 0.975])
-        rows.append({"set": name, "one": one, "other": other, "metric": label, "mean": less(torch.arange(half)),
-                     "low": low, "high": high})
+        mean = less(torch.arange(half))
+        low, high = _spread(less, half, halves, np.array(mean))
+        rows.append({"set": name, "one": one, "other": other, "metric": label, "mean": mean, "low": low, "high": high})
     return pd.DataFrame(rows)
+
+
+def _spread(of: Callable[[Tensor], object], models: int, halves: int, like: np.ndarray) -> np.ndarray:
+    """(2, ...) the 2.5 and 97.5 % points of a statistic of random halves of the models, whose variance is that of
+    independent banks of full size; NaN where half a bank is too small for a metric."""
+    random = torch.Generator().manual_seed(0)
+    try:
+        drawn = [of(torch.randperm(models, generator=random)[:models // 2]) for _ in range(halves)]
+    except ValueError:
+        return np.full((2, *like.shape), np.nan)
+    return np.nanquantile(np.array(drawn, dtype=float), [0.025, 0.975], axis=0)
 
 
 # -- Audits -----------------------------------------------------------------------------------------------------------

@@ -417,32 +417,28 @@ def corrections(study: Study) -> Table:
     return Table({}, ("set", "algorithm", "rate"), (*p.tuning_seeds, *p.seeds[:4]), mia=False, fixed=runs)
 
 
-# -- Notebook: has it really forgotten? -------------------------------------------------------------------------------
+# -- Notebook 11: has it really forgotten? ----------------------------------------------------------------------------
 
 
 def banked(study: Study) -> Table:
-    """The algorithms of the paper at every level of memorization, as `memorization_levels` tunes them: each has as many
-    models in the bank as the profile says."""
-    known, p = study.levels(), study.profile
-    ways = {name: candidates(p, p.budgets[-1])[name] for name in p.algorithms}
-    return replace(on_levels(study, {level: known[level] for level in LEVELS}, ways), seeds=())
-
-
-def ascents(study: Study) -> Table:
-    """Descent alone, with ascent beside it, and ascent alone, on the sets of low and of high entanglement."""
-    p, known = study.profile, entanglement_sets(study)
-    ways = {name: candidates(p, p.budgets[-1])[name] for name in ("Fine-tune", "NegGrad+", "NegGrad")}
-    return replace(on_levels(study, {name: known[name] for name in ("ES low", "ES high")}, ways), seeds=())
+    """For the bank: the algorithms of the paper at every level of memorization, tuned as in `memorization_levels`; and
+    descent alone, with ascent beside it, and ascent alone, at low and at high entanglement."""
+    levels, entangled, ascent = study.levels(), entanglement_sets(study), ("Fine-tune", "NegGrad+", "NegGrad")
+    by_level = _of_bank(study, {level: levels[level] for level in LEVELS}, study.profile.algorithms)
+    ascents = _of_bank(study, {name: entangled[name] for name in ("ES low", "ES high")}, ascent)
+    return replace(by_level, spaces={**by_level.spaces, **ascents.spaces})
 
 
 def audited(study: Study, c: int = 3) -> Table:
-    """What is put to the audits: algorithms and the control that edits the last layer alone, on the set of high
-    memorization and on a whole class."""
-    p, budget = study.profile, study.profile.budgets[-1]
-    known, relabel = candidates(p, budget), candidates(p, budget)["Random label"]
-    ways = {name: known[name] for name in ("Fine-tune", "NegGrad+", "Random label", "SalUn")}
-    ways["Head only"] = HeadOnly(relabel[0]), relabel[1]
-    return replace(on_levels(study, {"high": study.levels()["high"], "class": study.class_set(c)}, ways), seeds=())
+    """For audits: algorithms, and a control that edits the last layer alone, at high memorization and on a class."""
+    return _of_bank(study, {"high": study.levels()["high"], "class": study.class_set(c)},
+                    ("Fine-tune", "NegGrad+", "Random label", "SalUn", "Head only"))
+
+
+def _of_bank(study: Study, sets: Mapping[str, ForgetSet], names: Iterable[str]) -> Table:
+    known = candidates(study.profile, study.profile.budgets[-1])
+    known["Head only"] = HeadOnly(known["Random label"][0]), known["Random label"][1]
+    return replace(on_levels(study, sets, {name: known[name] for name in names}), seeds=())
 
 
 DRAWN = (rum_variants, mixed_rums, orders, left_out)         # what notebook 05 runs in every draw of the data
