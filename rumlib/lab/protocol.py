@@ -438,7 +438,7 @@ def audited(study: Study, c: int = 3) -> Table:
 def _of_bank(study: Study, sets: Mapping[str, ForgetSet], names: Iterable[str]) -> Table:
     known = candidates(study.profile, study.profile.budgets[-1])
     known["Head only"] = HeadOnly(known["Random label"][0]), known["Random label"][1]
-    return replace(on_levels(study, sets, {name: known[name] for name in names}), seeds=())
+    return replace(on_levels(study, sets, {name: known[name] for name in names if name in known}), seeds=())
 
 
 DRAWN = (rum_variants, mixed_rums, orders, left_out)         # what notebook 05 runs in every draw of the data
