@@ -44,7 +44,7 @@ MOVED = _homes({
     "stats": "tow_between",
     "train": "cost",
 })
-SUBMODULES = {*NAMES.values(), *MOVED.values(), "device", "graphs", "plots"}
+SUBMODULES = {*NAMES.values(), *MOVED.values(), "attacks", "audits", "device", "graphs", "plots"}
 __all__ = sorted(NAMES)
 
 

@@ -8,6 +8,7 @@
     accuracies(model, {"low": low}), disagreements(...)      # of any named sets
     class_accuracies, class_mia, confusion, ulira            # forgotten classes
     forgetting_rate(a, a_u), retention, acceleration, flops  # from accuracies alone; cost
+    klom, rmia, ulira_scores, forgetting_quality             # from banks of many models: `rumlib.attacks`
 
 Accuracies and shares are fractions in [0, 1]. Functions of models and sets raise ValueError or TypeError for sets that
 are empty, that the model cannot take or whose labels it does not know, and for a retain set that still holds the forget
@@ -24,8 +25,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from rumlib.attacks import called_nonmember, log_likelihood_ratio, log_odds
+from rumlib.attacks import forgetting_quality as forgetting_quality
+from rumlib.attacks import klom as klom
+from rumlib.attacks import rmia as rmia
+from rumlib.attacks import ulira_scores as ulira_scores
 from rumlib.data import Examples, check_disjoint
-from rumlib.device import as_seed, check_values
+from rumlib.device import check_values
 from rumlib.graphs import unrecorded
 from rumlib.models import anchor
 from rumlib.train import Cost, accuracy, check_compatible, correct, predict
@@ -94,7 +100,7 @@ def evaluation(logits: Sequence[Tensor], sets: Sequence[Examples], *, mia: bool 
     n = min(len(retain), len(test))
     members = members[retain.index.argsort()[:n]]
     nonmembers = nonmembers[torch.linspace(0, len(test) - 1, n).long()]      # spread: test sets can be sorted by class
-    return Evaluation(*accuracies, mia=_called_nonmember(members, nonmembers, target, seed))
+    return Evaluation(*accuracies, mia=called_nonmember(members, nonmembers, target, seed))
 
 
 def tow(unlearned: nn.Module, retrained: nn.Module, forget: Examples, retain: Examples, test: Examples) -> float:
@@ -200,7 +206,7 @@ def svc_mia(model: nn.Module, members: Examples, nonmembers: Examples, target: E
     """
     sets = (members, nonmembers, target)
     logits = _logits(model, members=members, nonmembers=nonmembers, target=target)
-    return _called_nonmember(*(attack_feature(l, s.y, feature, compat=compat)
+    return called_nonmember(*(attack_feature(l, s.y, feature, compat=compat)
                                for l, s in zip(logits, sets, strict=True)), seed)
 
 
@@ -245,18 +251,6 @@ def _log(p: Tensor) -> Tensor:
 def confidence(logits: Tensor, y: Tensor) -> Tensor:
     """(n,) probability given to the true class."""
     return logits.softmax(1).gather(1, y.cpu()[:, None])[:, 0]
-
-
-def _called_nonmember(members: Tensor, nonmembers: Tensor, target: Tensor, seed: int) -> float:
-    seed = as_seed(seed)                                     # before scikit-learn is imported, which takes seconds
-    from sklearn.svm import SVC
-
-    x, label = torch.cat([members, nonmembers]), torch.arange(len(members) + len(nonmembers)) < len(members)
-    if not x.isfinite().all() or not target.isfinite().all():            # `evaluation` is given logits unchecked
-        raise FloatingPointError("the model gives NaN or infinite logits: it cannot be attacked")
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    machine = SVC(C=3, gamma="auto", kernel="rbf").fit(x[order].view(len(x), -1).numpy(), label[order].numpy())
-    return float(1 - machine.predict(target.view(len(target), -1).numpy()).mean())
 
 
 def class_accuracies(model: nn.Module, forget: Examples, test: Examples) -> dict[str, float]:
@@ -329,18 +323,6 @@ def ulira(unlearned: Sequence[nn.Module], retrained: Sequence[nn.Module], target
     equal = abs(fpr + tpr - 1).argmin()
     return Likelihood(auc=float(roc_auc_score(label, score)), balanced_accuracy=float(tpr[equal] + 1 - fpr[equal]) / 2,
                       recall=(ratio[:, 2] >= thresholds[equal]).double().mean().item())
-
-
-def log_likelihood_ratio(x: Tensor, mean_u: Tensor, std_u: Tensor, mean_r: Tensor, std_r: Tensor) -> Tensor:
-    """log N(x; mean_u, std_u) - log N(x; mean_r, std_r) for x (n, models) and moments (n,), those of each example."""
-    u, r = (torch.distributions.Normal(mean[:, None], std[:, None]) for mean, std in ((mean_u, std_u), (mean_r, std_r)))
-    return u.log_prob(x) - r.log_prob(x)
-
-
-def log_odds(logits: Tensor, y: Tensor) -> Tensor:
-    """(n,) log(p / (1 - p)) of the true class, float64, from the logits and therefore finite where p rounds to 1."""
-    z, y = logits.double(), y.cpu()[:, None]
-    return z.gather(1, y)[:, 0] - z.scatter(1, y, -inf).logsumexp(1)
 
 
 # What torch's counter does not know: a Cholesky factor of d x d, and the solution for n right-hand sides.

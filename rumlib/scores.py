@@ -227,7 +227,7 @@ def memorization(make_model: Factory, train: Examples, recipe: Recipe, *, models
     'memorization'
     """
     check_factory(make_model)
-    _counts(_subsets(len(train), range(models), fraction, seed))
+    _counts(subset_masks(len(train), range(models), fraction, seed))
     return bank(make_model, train, recipe, range(models), fraction=fraction, seed=seed).score(train.index)
 
 
@@ -236,7 +236,7 @@ def bank(make_model: Factory, train: Examples, recipe: Recipe, numbers: Iterable
     """Train the subset models with these numbers. Each depends on (seed, its number) alone, so that banks can be
     trained in parts, anywhere, and added."""
     numbers = list(numbers)
-    included = _subsets(len(train), numbers, fraction, seed)
+    included = subset_masks(len(train), numbers, fraction, seed)
     right, margins = torch.zeros_like(included), torch.zeros(included.shape, dtype=torch.float16)
     subsets, seeds = [row.nonzero()[:, 0] for row in included], [derive_seed(seed, "subset model", k) for k in numbers]
     for k, model in enumerate(fit_many(make_model, train, subsets, recipe, seeds=seeds)):
@@ -245,7 +245,7 @@ def bank(make_model: Factory, train: Examples, recipe: Recipe, numbers: Iterable
     return Bank(included, right, margins)
 
 
-def _subsets(n: int, numbers: Iterable[int], fraction: float, seed: int) -> Tensor:
+def subset_masks(n: int, numbers: Iterable[int], fraction: float, seed: int) -> Tensor:
     """(models, n) bool: which examples are in the subset of each number."""
     size = round(fraction * n) if 0 < fraction < 1 else 0
     if not 0 < size < n:

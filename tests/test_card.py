@@ -196,13 +196,26 @@ def test_loading_leaves_the_random_state_as_it_was(example):
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+def test_a_card_lists_the_audits_that_were_run(example, tmp_path):
+    card = small_card(example, audits={"linear probe": True, "relearning": False})
+    assert card.audits == {"linear probe": "passed", "relearning": "flagged"}
+    text = card.markdown()
+    assert "## Audits" in text and "| linear probe | passed |" in text and "| relearning | flagged |" in text
+    card.save(example[1], tmp_path)
+    assert Card.load(tmp_path, make_model)[1] == card
+    assert "Audits" not in small_card(example).markdown() and small_card(example).audits == {}
+    for audits, words in (({"probe": 0.5}, r"'probe' has 0\.5"), (["probe"], "audits= takes a Mapping; got")):
+        with pytest.raises(TypeError, match=words):
+            small_card(example, audits=audits)
+
+
 def test_a_card_of_an_older_version_has_no_remarks(example, tmp_path):
     folder = example[2].save(example[1], tmp_path)
     kept = json.loads((folder / "card.json").read_text())
-    del kept["remarks"], kept["checksum"], kept["forgotten"]["first"]
+    del kept["remarks"], kept["audits"], kept["checksum"], kept["forgotten"]["first"]
     (folder / "card.json").write_text(json.dumps({**kept, "checksum": digest_of(kept)}))
     found = Card.load(folder, make_model)[1]
-    assert found.remarks == {} and found.metrics == example[2].metrics
+    assert found.remarks == found.audits == {} and found.metrics == example[2].metrics
 
 
 def flip(path):

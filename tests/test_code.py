@@ -77,7 +77,7 @@ EDITS = {
     "a helper of two": ("lab/computations.py", "torch.isin(study.train.index, forget.index))\n\n\n# -- Original",
                         "~torch.isin(study.train.index, forget.index))\n\n\n# -- Original", {"oracle", "run"}),
     "formula": ("metrics.py", "return (1 - dS) * (1 - dR) * (1 - dT)", "return (1 - dS) * (1 - dR)", {"run"}),
-    "attack": ("metrics.py", "SVC(C=3", "SVC(C=4", {"oracle", "run"}),
+    "attack": ("attacks.py", "SVC(C=3", "SVC(C=4", {"oracle", "run"}),
     "stacking": ("ensemble.py", "sum(0).sqrt()", "sum(0)", {"bank"}),
     "the loop": ("train.py", "optimizer.step()", "optimizer.step(None)", DESCENT | {"Retrain", *COMPUTED}),
     "a condition": ("algorithms/gradient.py", 'alpha="[0, 1]"', 'alpha="[0, 1)"', {"NegGradPlus"}),
@@ -102,6 +102,22 @@ def before():
 def test_an_edit_changes_what_depends_on_it_and_nothing_else(file, old, new, expected, before, tmp_path):
     copy = Package(edited(tmp_path, file, old, new))
     assert {name for name, full in NAMED.items() if copy.code(full) != before[name]} == expected
+
+
+BANKS = ("oracle_bank", "unlearned_bank", "subset_bank", "audits")
+
+
+@pytest.mark.parametrize("file, old, new, expected", [
+    ("lab/banks.py", "clamp(-60, 60)", "clamp(-50, 50)", BANKS[:3]),
+    ("lab/banks.py", "FEW = 5", "FEW = 4", ("audits",)),
+    ("audits.py", "(bits - 1) - 1)", "(bits - 1))", ("audits",)),
+    ("attacks.py", "scatter(1, y, -inf)", "scatter(1, y, 0.0)", BANKS[:3]),
+    ("lab/panel.py", "WIDEST = 0.1", "WIDEST = 0.2", ()),    # how the bank is read
+])
+def test_the_bank_of_models_is_counted_as_all_computations_are(file, old, new, expected, tmp_path):
+    copy, others = Package(edited(tmp_path, file, old, new)), ("run", "oracle", "bank", "original")
+    assert tuple(kind for kind in (*BANKS, *others)
+                 if copy.code(copy.kinds[kind]) != PACKAGE.code(PACKAGE.kinds[kind])) == expected
 
 
 def test_what_a_small_package_reaches(tmp_path):

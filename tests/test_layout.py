@@ -21,8 +21,8 @@ notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.ste
 FILES = [file for file in sorted((ROOT / "rumlib").rglob("*.py")) if file != ROOT / "rumlib" / "__init__.py"]
 
 # A module of the core imports from the floors below its own, or from its own package.
-FLOORS = ("device columns", "graphs data plots", "models datasets", "train", "ensemble algorithms metrics", "scores",
-          "proxies stats", "rum spdgan", "choose")
+FLOORS = ("device columns", "graphs data plots", "models datasets attacks", "train", "ensemble algorithms metrics",
+          "scores audits", "proxies stats", "rum spdgan", "choose")
 
 # -- The API ----------------------------------------------------------------------------------------------------------
 

@@ -136,7 +136,7 @@ def test_analytic_acceleration_counts_every_pass():
 def test_the_attack_takes_test_examples_from_all_over_the_set(monkeypatch):
     """Four retained examples and ten test images: the test images at 0, 3, 6 and 9, not the first or the last four."""
     seen = {}
-    monkeypatch.setattr(metrics, "_called_nonmember", lambda *given: seen.update(zip("mnts", given, strict=True)) or 1)
+    monkeypatch.setattr(metrics, "called_nonmember", lambda *given: seen.update(zip("mnts", given, strict=True)) or 1)
     y = torch.zeros(10, dtype=torch.long)
     test = rum.Examples(torch.stack([torch.arange(10.0), torch.zeros(10), torch.zeros(10)], 1), y)
     retain = rum.Examples(test.x[:4] / 2, y[:4], torch.tensor([7, 5, 9, 3]))

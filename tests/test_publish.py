@@ -23,10 +23,10 @@ from hypothesis import given
 import rumlib as rum
 from rumlib.data import label_hash
 from rumlib.lab import Cell, ForgetSet, Study, files, memo, profile, results
-from rumlib.lab.computations import KINDS, model, original, original_correct, probed
+from rumlib.lab.computations import model, original, original_correct, probed
 from rumlib.lab.memo import NotPublished, TimeIsUp
 from rumlib.lab.provenance import provenance
-from rumlib.lab.results import LIMIT, Published, about, opened, pack, publish, unpack
+from rumlib.lab.results import KINDS, LIMIT, Published, about, opened, pack, publish, unpack
 from rumlib.lab.results import main as publishing
 from rumlib.lab.run import main as paper
 from rumlib.lab.store import here

@@ -52,6 +52,7 @@ class Card:
     cost       of unlearning: examples, steps, seconds, passes; metrics: name -> number, None where there is none
     limits     what the card does not promise, the general ones and yours
     remarks    name of a metric or cost without a number -> why: "not measured" (NaN), "infinite"
+    audits     name of an audit that was run -> "passed", where the model came out as oracles do, or "flagged"
     """
 
     network: str
@@ -64,16 +65,21 @@ class Card:
     limits: tuple[str, ...] = LIMITS
     versions: Mapping[str, str] = field(default_factory=dict)
     remarks: Mapping[str, str] = field(default_factory=dict)
+    audits: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, algorithm: Callable, forget: Examples, retain: Examples, *, network: Factory, seed: int, spent: Cost,
-           metrics: Mapping[str, float], limits: tuple[str, ...] = ()) -> Card:
+           metrics: Mapping[str, float], limits: tuple[str, ...] = (),
+           audits: Mapping[str, bool] | None = None) -> Card:
         """The card of `algorithm(model, forget, retain, seed=seed)`. Raises ValueError without any metric, where the
-        sets overlap, or for an algorithm whose text is an address; TypeError for a metric that is no number."""
+        sets overlap, or for an algorithm whose text is an address; TypeError for a metric that is no number, and for an
+        audit (see `rumlib.audits.compared`) that says neither True, passed, nor False, flagged."""
         for name, examples in (("forget", forget), ("retain", retain)):
             if not isinstance(examples, Examples) or not len(examples):
                 raise ValueError(f"the {name} set must be Examples, at least one; got {files.brief(examples)}")
-        takes = (("metrics", metrics, Mapping), ("spent", spent, Cost), ("limits", limits, (list, tuple)))
+        audits = {} if audits is None else audits
+        takes = (("metrics", metrics, Mapping), ("spent", spent, Cost), ("limits", limits, (list, tuple)),
+                 ("audits", audits, Mapping))
         for name, value, kind in takes:
             if not isinstance(value, kind):
                 raise TypeError(f"{name}= takes a {'tuple of sentences' if name == 'limits' else kind.__name__}; got "
@@ -91,12 +97,16 @@ class Card:
                                  f"at the top of a file")
         if not all(isinstance(limit, str) for limit in limits):
             raise TypeError(f"limits= takes a tuple of sentences; got {files.brief(limits)}")
+        if wrong := [name for name, passed in audits.items() if not isinstance(passed, bool)]:
+            raise TypeError(f"audits= maps the name of an audit to True, passed, or False, flagged; {wrong[0]!r} has "
+                            f"{files.brief(audits[wrong[0]])}")
         check_disjoint(forget, retain)
         (told, remarks), (taken, more) = _finite(metrics), _finite(asdict(spent))
         first = forget.index[:min(FIRST, len(forget) - 1)].tolist()              # never all of them
         return cls(describe(network), repr(algorithm), as_seed(seed), {**facts(forget), "first": first},
                    facts(retain), taken, told, (*LIMITS, *limits),
-                   {"rumlib": PACKAGE.whole, "torch": version("torch")}, remarks | more)
+                   {"rumlib": PACKAGE.whole, "torch": version("torch")}, remarks | more,
+                   {name: "passed" if passed else "flagged" for name, passed in audits.items()})
 
     def save(self, model: nn.Module, folder: str | Path, *, replace: bool = False) -> Path:
         """Write the weights and the card, as JSON and as Markdown, into a folder of their own. Each file is there as a
@@ -154,12 +164,14 @@ class Card:
             first = f", ids {', '.join(map(str, part['first']))} ..." if part.get("first") else ""
             return f"{part['count']} examples ({classes}{first}), content `{part['content']}`, index `{part['index']}`"
 
+        audits = "\n".join(["| | |", "|---|---|", *(f"| {name} | {told} |" for name, told in self.audits.items())])
         return "\n\n".join([
             "# A model that was made to forget",
             f"Forgotten: {sentence(self.forgotten)}.",
             f"Retained: {sentence(self.retained)}.",
             f"How: `{self.algorithm}`, seed {self.seed}, on `{self.network}`.",
             "## What was measured", table(self.metrics),
+            *(["## Audits, beside retrained models", audits] if self.audits else []),
             "## What it cost", table(self.cost),
             "## Limits", "\n".join(f"- {limit}" for limit in self.limits),
             "Made with " + ", ".join(f"{name} `{which}`" for name, which in self.versions.items()) + ".\n"])
@@ -195,6 +207,7 @@ def _parse(path: Path) -> dict:
         files.check(kept[part], {"count": int, "classes": dict, "content": str, "index": str}, part, more=True)
     for part in ("metrics", "cost"):
         files.check(kept[part], dict.fromkeys(kept[part], (int, float, type(None))), part)
+    files.check(kept.get("audits", {}), dict.fromkeys(kept.get("audits", {}), str), "audits")
     limits = dict(enumerate(kept.get("limits", ())))
     files.check(limits, dict.fromkeys(limits, str), "limits")
     return kept

@@ -31,7 +31,7 @@ from types import FunctionType, ModuleType
 
 # What changes no result does not count: the machinery of the lab, but for what it computes; the readers of data, whose
 # content counts; recorded steps, which repeat the steps that count bit by bit.
-COUNTED = "rumlib.lab.computations"
+COUNTED = ("rumlib.lab.computations", "rumlib.lab.banks")
 APART = ("rumlib.lab", "rumlib.columns", "rumlib.datasets", "rumlib.graphs")
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DEFINITIONS = (*FUNCTIONS, ast.ClassDef)
@@ -213,7 +213,7 @@ class Package(Definitions):
     The files are read when the object is made: what is edited later is not what this process runs.
     """
 
-    def __init__(self, folder: Path, apart: tuple[str, ...] = APART, counted: str = COUNTED):
+    def __init__(self, folder: Path, apart: tuple[str, ...] = APART, counted: tuple[str, ...] = COUNTED):
         self.name, self.apart, self.counted = folder.name, apart, counted
         self.texts = {".".join(file.relative_to(folder.parent).with_suffix("").parts).removesuffix(".__init__"):
                       file.read_text() for file in sorted(folder.rglob("*.py"))}
@@ -229,8 +229,8 @@ class Package(Definitions):
     def kinds(self) -> dict[str, str]:
         """Kind of result -> dotted name of the function that computes it, whose decorator names the kind; of the module
         where all of that counts."""
-        return {call.args[0].value: self.counted if call.keywords else f"{self.counted}.{name}"
-                for name, statements in self.module(self.counted).defined.items()
+        return {call.args[0].value: home if call.keywords else f"{home}.{name}"
+                for home in self.counted for name, statements in self.module(home).defined.items()
                 for call in getattr(statements[-1], "decorator_list", ())
                 if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant)}
 
@@ -283,7 +283,7 @@ class Package(Definitions):
         return (f"{home}.{own}", rest) if own in module.defined else (None, target)
 
     def _is_apart(self, home: str) -> bool:
-        return home != self.counted and any(f"{home}.".startswith(f"{apart}.") for apart in self.apart)
+        return home not in self.counted and any(f"{home}.".startswith(f"{apart}.") for apart in self.apart)
 
 
 def _bound(statement: ast.stmt) -> list[str]:

@@ -54,6 +54,7 @@ class Profile:
     rum_budget       epochs of one step in the RUM study;  rum_rates: its learning rates, ascending, from doing nothing
     rum_values       label -> (another field that is tuned there, its values, ascending)
     looks            settings that are looked at for a step of RUM; three times as many for an algorithm that runs once
+    bank             oracles of a forget set, and as many unlearned models, in the bank of models; 0: there is no bank
     draws            of the data (noise, flips, split or choice of images) in which RUM is studied
     algorithms       label -> algorithm of the paper, without its learning rate and epochs
     further          label -> (algorithm, field -> values tried) of other methods
@@ -86,6 +87,7 @@ class Profile:
     rum_rates: tuple[float, ...] = ()
     rum_values: Mapping[str, tuple[str, tuple[float, ...]]] = field(default_factory=dict)
     looks: int = 8
+    bank: int = 0
     draws: int = 1
     algorithms: Mapping[str, Algorithm | SalUn] = field(default_factory=dict)
     further: Mapping[str, tuple[Callable, Mapping]] = field(default_factory=dict)
@@ -148,9 +150,10 @@ class Profile:
         return bool(self.options.get("labels") or self.options.get("flips", self.data == "digits"))
 
     def includes(self, notebook: str) -> bool:
-        """Whether the study runs the notebook of that name; that of label errors needs known ones."""
+        """Whether the study runs the notebook of that name: one needs known label errors, one a bank of models."""
         name = notebook.lstrip("0123456789_")
-        return (name in self.notebooks or not self.notebooks) and (name != "label_errors" or self.wrong_labels)
+        needs = {"label_errors": self.wrong_labels, BANK: self.bank > 0}
+        return (name in self.notebooks or not self.notebooks) and needs.get(name, True)
 
     def check(self) -> None:
         """Say early what is missing: looks for the device and loads the data, unless they come along. Raises what
@@ -160,6 +163,7 @@ class Profile:
             load(self.data, **self.options)
 
 
+BANK = "has_it_forgotten"                                  # of the notebook that reads the bank of models
 STILL = 0.0005                                              # a learning rate so low that it does next to nothing
 SHORT = dict(schedule="linear", clip=5.0)                   # where there are few steps
 PAPER = dict(schedule="constant", clip=None, amp=True)      # the official code's, but for bf16
@@ -242,6 +246,7 @@ LAPTOP = Profile(
     tried=tried(STILL, 0.05, 0.15, 0.4),
     rum_rates=(0.0005, 0.005, 0.0125, 0.025, 0.05, 0.1, 0.2, 0.4),       # .8 is worse for every algorithm
     rum_values=RUM_VALUES,
+    bank=40,                                                 # halves of it, for intervals, are as large as KLOM needs
     algorithms=algorithms(batch_size=32),
     further=further(batch_size=32),
     classes=dict(                                            # clean digits: noisy ones leave too little to tell apart;
@@ -272,6 +277,7 @@ SMOKE = replace(
     rum_rates=(0.1,),
     rum_values={},
     looks=1,
+    bank=20,                                                 # as few as KLOM takes
     workers=1,                                               # starting processes would take longer than the work
     seeds=(0, 1),
     tuning_seeds=(100,),
@@ -301,7 +307,7 @@ CIFAR10_SMALL = Profile(
     tuning_seeds=(100,),
 )
 
-LAPTOP_DRAWS = replace(LAPTOP, name="laptop-draws", draws=6, notebooks=("rum_ablations",))
+LAPTOP_DRAWS = replace(LAPTOP, name="laptop-draws", draws=6, bank=0, notebooks=("rum_ablations",))
 
 CIFAR10_CPU = Profile(
     name="cifar10-cpu",

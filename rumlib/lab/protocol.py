@@ -20,6 +20,7 @@ import torch
 from rumlib.algorithms.base import Keep
 from rumlib.algorithms.perturb import TopK
 from rumlib.algorithms.projection import ClassProjection
+from rumlib.audits import HeadOnly
 from rumlib.choose import AutoRUM, Calibrated, HeldOut, JensenShannon, Memorized
 from rumlib.lab.computations import ForgetSet
 from rumlib.lab.profiles import Profile
@@ -416,6 +417,30 @@ def corrections(study: Study) -> Table:
                  for rate in p.rum_rates[-3:]}
         runs[which, "Nothing", 0.0] = forget, Keep()
     return Table({}, ("set", "algorithm", "rate"), (*p.tuning_seeds, *p.seeds[:4]), mia=False, fixed=runs)
+
+
+# -- Has it really forgotten? -----------------------------------------------------------------------------------------
+
+
+def banked(study: Study) -> Table:
+    """For the bank: the algorithms of the paper at every level of memorization, tuned as in `memorization_levels`; and
+    descent alone, with ascent beside it, and ascent alone, at low and at high entanglement."""
+    levels, entangled, ascent = study.levels(), entanglement_sets(study), ("Fine-tune", "NegGrad+", "NegGrad")
+    by_level = _of_bank(study, {level: levels[level] for level in LEVELS}, study.profile.algorithms)
+    ascents = _of_bank(study, {name: entangled[name] for name in ("ES low", "ES high")}, ascent)
+    return replace(by_level, spaces={**by_level.spaces, **ascents.spaces})
+
+
+def audited(study: Study, c: int = 3) -> Table:
+    """For audits: algorithms, and a control that edits the last layer alone, at high memorization and on a class."""
+    return _of_bank(study, {"high": study.levels()["high"], "class": study.class_set(c)},
+                    ("Fine-tune", "NegGrad+", "Random label", "SalUn", "Head only"))
+
+
+def _of_bank(study: Study, sets: Mapping[str, ForgetSet], names: Iterable[str]) -> Table:
+    known = candidates(study.profile, study.profile.budgets[-1])
+    known["Head only"] = HeadOnly(known["Random label"][0]), known["Random label"][1]
+    return replace(on_levels(study, sets, {name: known[name] for name in names if name in known}), seeds=())
 
 
 DRAWN = (rum_variants, mixed_rums, orders, left_out)         # what 07_rum_ablations runs in every draw of the data

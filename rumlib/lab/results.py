@@ -31,7 +31,7 @@ import safetensors.torch
 from torch import Tensor
 
 from rumlib.data import label_hash
-from rumlib.lab import computations, files, settings
+from rumlib.lab import banks, computations, files, settings
 from rumlib.lab.check import survey
 from rumlib.lab.codehash import PACKAGE
 from rumlib.lab.files import brief
@@ -42,6 +42,7 @@ from rumlib.lab.store import put
 from rumlib.lab.study import Study
 
 FORMAT = 2                                                   # of the files; 1 had older names, see RENAMED
+KINDS = computations.KINDS | banks.KINDS
 LIMIT = 16 * 2**20                                           # bytes of a file: what hosts of code and reviewers take
 LINE = 2**20                                                 # bytes of a result without its tensors
 HEADER = 1024                                                # bytes for the name, dtype and shape of a tensor
@@ -220,9 +221,8 @@ class Published:
         """(identity, what its tensors are named by, what its line says)."""
         where = f"a result in {self.folder}"
         line = files.check(files.parse(text, where), RESULT, where)
-        if RENAMED.get(line["what"], line["what"]) not in computations.KINDS:
-            raise ValueError(f"{where} is of kind {brief(line['what'])}; kinds are "
-                             f"{', '.join(sorted(computations.KINDS))}")
+        if RENAMED.get(line["what"], line["what"]) not in KINDS:
+            raise ValueError(f"{where} is of kind {brief(line['what'])}; kinds are {', '.join(sorted(KINDS))}")
         if line["study"] not in self.manifest["studies"]:
             raise ValueError(f"{where} is of study {brief(line['study'])}, which the {MANIFEST} does not name")
         files.check(line["values"], {name: kind for name, kind in (("tensors", dict), ("large", str))
