@@ -186,13 +186,16 @@ def tables(home: Path, profiles: Iterable[str]) -> dict[str, str]:
 
 
 def drawn(home: Path) -> str:
-    """For which algorithms the comparisons of 07_rum_ablations are decided, from figures/laptop-draws/rum_draws.csv."""
+    """For which algorithms comparisons of 07_rum_ablations are decided, from figures/laptop-draws/rum_draws.csv. What
+    is still decided with a correction for their number (Holm) is bold."""
     found = pd.read_csv(home / "figures/laptop-draws/rum_draws.csv")
     found = found[~found["comparison"].str.contains("left out")]
     verdicts = ("better", "worse", "equivalent", "inconclusive")
     lines = ["| the first minus the second | " + " | ".join(verdicts) + " |", "|---" * (len(verdicts) + 1) + "|"]
     for what, part in found.groupby("comparison", sort=False):
-        cells = [", ".join(part["algorithm"][part["verdict"] == verdict]) for verdict in verdicts]
+        names = [f"**{name}**" if sure else name for name, sure in zip(part["algorithm"], part["survives"], strict=True)]
+        cells = [", ".join(name for name, own in zip(names, part["verdict"], strict=True) if own == verdict)
+                 for verdict in verdicts]
         lines.append(f"| {what.replace(' - ', ' **minus** ')} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
