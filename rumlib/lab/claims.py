@@ -193,9 +193,8 @@ def drawn(home: Path) -> str:
     verdicts = ("better", "worse", "equivalent", "inconclusive")
     lines = ["| the first minus the second | " + " | ".join(verdicts) + " |", "|---" * (len(verdicts) + 1) + "|"]
     for what, part in found.groupby("comparison", sort=False):
-        names = [f"**{name}**" if sure else name for name, sure in zip(part["algorithm"], part["survives"], strict=True)]
-        cells = [", ".join(name for name, own in zip(names, part["verdict"], strict=True) if own == verdict)
-                 for verdict in verdicts]
+        names = part["algorithm"].where(~part["survives"], "**" + part["algorithm"] + "**")
+        cells = [", ".join(names[part["verdict"] == verdict]) for verdict in verdicts]
         lines.append(f"| {what.replace(' - ', ' **minus** ')} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

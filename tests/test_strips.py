@@ -11,13 +11,13 @@ from matplotlib.collections import PathCollection
 
 import rumlib as rum
 from rumlib import plots
-from rumlib.lab import panels
+from rumlib.lab import strips
 
 
 def test_every_run_and_the_mean_with_its_interval_are_drawn():
     rows = pd.DataFrame([{"way": way, "seed": seed, "loss": base + seed / 10} for way, base in (("b", 1), ("a", 2))
                          for seed in range(3)])
-    ax = panels.strips(rows, rum.summarise(rows, "way", "loss"), "way", "loss", ax=plt.subplots()[1])
+    ax = strips.strips(rows, rum.summarise(rows, "way", "loss"), "way", "loss", ax=plt.subplots()[1])
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["b", "a"]
     runs = [points.get_offsets() for points in ax.collections if isinstance(points, PathCollection)]
     np.testing.assert_allclose([part[:, 0] for part in runs], [[1, 1.1, 1.2], [2, 2.1, 2.2]])
@@ -28,7 +28,7 @@ def test_every_run_and_the_mean_with_its_interval_are_drawn():
 def test_each_line_has_a_panel_with_the_reference_behind_it():
     rows = [{"request": k, "way": way, "tow": 0.5 + k / 10 + seed / 100} for way in ("once", "always", "never")
             for k in (1, 2) for seed in range(3)]
-    figure = panels.beside(rum.summarise(rows, ["request", "way"], "tow"), "request", "way", "always",
+    figure = strips.beside(rum.summarise(rows, ["request", "way"], "tow"), "request", "way", "always",
                            marked={"never": {2}})
     assert [ax.get_title(loc="left") or ax.get_title() for ax in figure.axes] == ["once", "never"]
     for ax in figure.axes:
@@ -41,7 +41,7 @@ def test_each_line_has_a_panel_with_the_reference_behind_it():
 def test_bars_are_shares_with_the_counts_in_them():
     table = pd.DataFrame({"holds": [3, 0], "opposite": [1, 0], "equivalent": [0, 0], "inconclusive": [0, 2]},
                          index=["C1: a claim", "C2: " + "a long claim " * 8])
-    ax = panels.stacked(table, plots.VERDICTS)
+    ax = strips.stacked(table, plots.VERDICTS)
     widths = np.array([[bar.get_width() for bar in bars] for bars in ax.containers])
     np.testing.assert_allclose(widths.T, [[0.75, 0.25, 0, 0], [0, 0, 0, 1]])
     assert [text.get_text() for text in ax.texts] == ["3", "1", "2"]                # no word where there is nothing
