@@ -8,7 +8,9 @@
 # make check   what make test leaves out: notebooks from nothing at the smoke profile, and nbval over the kept outputs
 #              with everything computed again; a laptop study that is killed twenty times
 # make lab     open the notebooks in JupyterLab
-# make site    the executed notebooks as web pages in site/
+# make site    the kept notebooks as web pages in site/, which ask for nothing outside of it; nothing is computed
+# make test-browser   the site and JupyterLab in a headless Chromium that is there (Debian: chromium)
+# make class   for a lesson: exercise sheets with and without solutions and slides of the tour, in runs/class/
 # make bench   what the project claims about speed, as ratios in one run, into figures/bench/; with ROWS="feeding" those
 #              rows alone whose title has it in it
 # make plan    cells, hours, disk and memory of a study before it is begun; DEVICES=8 workers, TFLOPS=300: of devices that
@@ -25,20 +27,21 @@
 # RUM_DEVICE=auto | cuda | cuda:1 | mps | cpu       what computes where the profile says auto (rumlib/device.py)
 # PYTHON=/path/to/python                          use an environment that exists and install nothing
 
-.PHONY: paper publish unpack grid test check lab site bench plan status clean-stale verify clean keep lock
+.PHONY: paper publish unpack grid test test-browser check lab site class bench plan status clean-stale verify clean keep lock
 .DEFAULT_GOAL := paper
 
 PROFILE ?= laptop
 PROFILES ?= $(PROFILE)
 SEEDS ?= 2 4 8
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
-EXECUTED = $(NOTEBOOKS:notebooks/%=runs/$(PROFILE)/%)
 
 ifeq ($(origin PYTHON),command line)
 READY :=
+MORE :=
 else
 PYTHON := $(CURDIR)/.venv/bin/python
 READY := .venv/ready
+MORE := .venv/more
 endif
 
 # Parallel work is done by processes. Two processes of two threads each on two cores can be a hundred times slower.
@@ -73,6 +76,12 @@ test: $(READY)
 	$(FROM_KEPT) $(NBVAL) $(TWO) $(STORY)
 	$(FROM_KEPT) $(NBVAL) $(CLAIMS)
 
+class: $(READY) $(MORE)
+	$(PYTHON) notebooks/site/classkit.py
+
+test-browser: $(READY) $(MORE) site
+	$(PYTHON) -m pytest -m browser tests/browser
+
 check: $(READY)
 	$(PYTHON) -m pytest -m "slow or notebook" tests
 	$(NBVAL) $(TWO) $(LIVE) $(STORY)
@@ -81,9 +90,8 @@ check: $(READY)
 lab: $(READY)
 	$(PYTHON) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
-site: $(READY)
-	@test -n "$(wildcard $(EXECUTED))" || { echo "Nothing executed yet: run 'make paper PROFILE=$(PROFILE)' first."; exit 1; }
-	$(PYTHON) -m jupyter nbconvert --to html --output-dir site $(wildcard $(EXECUTED))
+site: $(READY) $(MORE)
+	$(PYTHON) notebooks/site/build.py
 
 bench: $(READY)
 	@$(PYTHON) tests/bench.py "$(ROWS)"
@@ -116,13 +124,20 @@ keep: $(READY)
 	@test $(PROFILE) = laptop || sed -i -E 's#\]\(\.\./README#](../../../README#g; s#\]\(([0-9]{2}_)#](../../../notebooks/\1#g' \
 	    $(KEPT)/[0-9]*.ipynb
 
+LOCK = uv pip compile --universal --python-version 3.11 --no-annotate --no-header pyproject.toml
 lock:
-	printf 'hatchling\neditables\n' | uv pip compile --universal --python-version 3.11 --all-extras --no-annotate \
-	    --no-header pyproject.toml - -o requirements.lock
+	printf 'hatchling\neditables\n' | $(LOCK) - --extra tune --extra dask --extra lab --extra test -o requirements.lock
+	$(LOCK) --extra lab --extra site --extra browser -c requirements.lock | grep -vxFf requirements.lock \
+	    > notebooks/site/requirements.lock
 
 .venv/ready: requirements.lock pyproject.toml
 	@python3 -c "import sys; sys.version_info >= (3, 11) or sys.exit('Python 3.11 or newer is needed; python3 is ' + sys.version)"
 	python3 -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# What the site and the tests in a browser need beyond that.
+.venv/more: .venv/ready notebooks/site/requirements.lock
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r notebooks/site/requirements.lock
 	@touch $@

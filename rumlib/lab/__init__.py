@@ -9,6 +9,8 @@ from importlib import import_module
 _HOMES = {
     "Study": "study", "Cell": "tables", "ForgetSet": "computations", "Profile": "profiles", "profile": "profiles",
     "Card": "card", "vary": "tuning", "tuned": "tuning",
+    "Answers": "classroom", "Bench": "classroom", "Choice": "classroom", "explorer": "classroom",
+    "report_card": "report",
 }
 __all__ = sorted(_HOMES)
 
