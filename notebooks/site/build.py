@@ -44,6 +44,8 @@ def linked(text: str, folder: Path = ROOT / "notebooks") -> str:
         path = (folder / match[1]).resolve()
         if path == ROOT / "README.md":
             return "](index.md)"
+        if path.parent == ROOT / "notebooks":
+            return f"]({path.name})"
         if not path.is_file():
             if path.is_dir():
                 return "](index.md)"

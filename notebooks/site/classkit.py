@@ -32,7 +32,7 @@ table { border-collapse: collapse; } th, td { padding: 0.1rem 0.5rem; text-align
 SLIDES = """.anchor-link { display: none; } .reveal { font-size: 30px; } .reveal h1 { font-size: 1.8em; }
 .reveal h2 { font-size: 1.4em; } .reveal h3 { font-size: 1.1em; } .reveal h1, .reveal h2 { text-transform: none; }
  .reveal section { text-align: left; }
-.reveal pre { width: 100%; font-size: 0.65em; }
+.reveal pre { width: 100%; font-size: 0.6em; white-space: pre-wrap; }
 .reveal table { font-size: 0.7em; } .reveal section img { max-height: 60vh; margin: 0; }"""
 
 
