@@ -254,7 +254,7 @@ ONE_THING = {
                                   "self.alpha * xent(model, retain) + "), {"run": 2}),
     "the body of another": (("algorithms/gradient.py", "return -xent", "return -2 * xent"), {}),
     "the body of the loop": (("train.py", "optimizer.step()", "optimizer.step(None)"), EVERYTHING),
-    "the body of an attack": (("metrics.py", "SVC(C=3", "SVC(C=4"), {"oracle": 2, "run": 4}),
+    "the body of an attack": (("attacks.py", "SVC(C=3", "SVC(C=4"), {"oracle": 2, "run": 4}),
 }
 
 
