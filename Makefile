@@ -120,7 +120,7 @@ keep: $(READY)
 	    $(if $(filter laptop,$(PROFILE)),injected-parameters,parameters) \
 	    --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.preserve_cell_metadata_mask "['tags', 'jupyter']" \
 	    --ClearMetadataPreprocessor.preserve_nb_metadata_mask kernelspec \
-	    $(filter-out %.unfinished.ipynb,$(wildcard runs/$(PROFILE)/[0-9]*.ipynb))
+	    $(wildcard $(NOTEBOOKS:notebooks/%=runs/$(PROFILE)/%))
 	@test $(PROFILE) = laptop || sed -i -E 's#\]\(\.\./README#](../../../README#g; s#\]\(([0-9]{2}_)#](../../../notebooks/\1#g' \
 	    $(KEPT)/[0-9]*.ipynb
 

@@ -74,7 +74,7 @@ CLAIMS = {
     "C6": Claim("refined by this score it is as good as by memorization", "section 6, A.6", "no worse"),
     "C7": Claim("SalUn is better than NegGrad+ by ToW", "arXiv 2410.16516"),
     "C7 MIA": Claim("NegGrad+ is better than SalUn by ToW-MIA", "arXiv 2410.16516"),
-    "C7 gain": Claim("refinement improves ToW-MIA, of NegGrad+ alone", "arXiv 2410.16516"),
+    "C7 gain": Claim("refinement improves ToW-MIA of NegGrad+", "arXiv 2410.16516"),
     "C8": Claim("predictions differ more at high memorization than at low", "A.7, Table 5"),
     "C9": Claim("SalUn, in its step, forgets more of the low part than retraining does", "section 6, Fig 5"),
     "C9 repair": Claim("later steps repair what SalUn overforgets on the low part", "section 6, Fig 5"),
