@@ -39,7 +39,10 @@ def titles() -> dict[str, str]:
 
 
 def linked(text: str, folder: Path = ROOT / "notebooks") -> str:
-    """Markdown whose links to other files of the project lead to the start page, or to a copy on the site."""
+    """Markdown whose links to other files of the project lead to the start page, or to a copy on the site. Sphinx writes
+    the names of headings in small letters, Jupyter as they stand."""
+    text = re.sub(r"\]\((\w+\.ipynb)?#([^)\s]+)\)", lambda match: f"]({match[1] or ''}#{match[2].lower()})", text)
+
     def place(match: re.Match) -> str:
         path = (folder / match[1]).resolve()
         if path == ROOT / "README.md":
@@ -82,7 +85,7 @@ def adapted(path: Path, found: dict[str, tuple[str, str]]) -> nbformat.NotebookN
             elif "text/html" in data:
                 data["text/html"] = table(data["text/html"])
             elif "text/markdown" in data:
-                data["text/markdown"] = linked(data["text/markdown"])
+                data["text/markdown"] = re.sub(r"\]\((\w+)\.ipynb", r"](\1.html", linked(data["text/markdown"]))
     return book
 
 
