@@ -39,9 +39,9 @@ def titles() -> dict[str, str]:
 
 
 def linked(text: str, folder: Path = ROOT / "notebooks") -> str:
-    """Markdown whose links to other files of the project lead to the start page, or to a copy on the site. Sphinx writes
-    the names of headings in small letters, Jupyter as they stand."""
-    text = re.sub(r"\]\((\w+\.ipynb)?#([^)\s]+)\)", lambda match: f"]({match[1] or ''}#{match[2].lower()})", text)
+    """Markdown whose links to other files of the project lead to the start page, or to a copy on the site. Sphinx
+    writes the names of headings in small letters, Jupyter as they stand."""
+    text = re.sub(r"\]\((\w+\.ipynb)?#([^)\s]+)\)", lambda to: f"]({to[1] or ''}#{to[2].lower()})", text)
 
     def place(match: re.Match) -> str:
         path = (folder / match[1]).resolve()
