@@ -13,3 +13,13 @@ settings.load_profile("same")
 @pytest.fixture(scope="session")
 def planted():
     return small.problem()
+
+
+@pytest.fixture
+def off_screen():
+    """Figures are drawn without a window, and closed."""
+    import matplotlib.pyplot as plt
+
+    plt.switch_backend("agg")
+    yield
+    plt.close("all")

@@ -1,6 +1,5 @@
 """What notebooks 06 and 07 compare: verdicts over draws of the data, corrections, and the figures of both."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,14 +7,8 @@ from scipy import stats
 
 from rumlib.lab import draws, measures
 
+pytestmark = pytest.mark.usefixtures("off_screen")
 RANDOM = np.random.default_rng(0)
-
-
-@pytest.fixture(autouse=True)
-def off_screen():
-    plt.switch_backend("agg")
-    yield
-    plt.close("all")
 
 
 @pytest.fixture

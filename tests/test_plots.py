@@ -13,14 +13,8 @@ from rumlib import plots
 from rumlib.lab.profiles import LAPTOP
 from rumlib.lab.provenance import described, save
 
+pytestmark = pytest.mark.usefixtures("off_screen")
 ALGORITHMS = (*LAPTOP.algorithms, *LAPTOP.further, "Original")
-
-
-@pytest.fixture(autouse=True)
-def off_screen():
-    plt.switch_backend("agg")
-    yield
-    plt.close("all")
 
 
 @pytest.fixture
