@@ -27,8 +27,8 @@ MEASURES = {
     "tow": "ToW", "factor_forget": "1 - dF", "factor_retain": "1 - dR", "factor_test": "1 - dT", "tow_mia": "ToW-MIA",
     "forget": "forget", "retain": "retain", "test": "test", "mia": "MIA", "mia_gap": "MIA gap", "differs": "differs"}
 WORDS = {                                                    # names of the code, as a reader says them
-    "max_confidence": "largest confidence", "binary_accuracy": "share of epochs right",
-    "holdout_retraining": "hold-out retraining", "loss_curvature": "loss curvature", "entropy": "entropy",
+    "confidence": "confidence", "max_confidence": "largest confidence", "binary_accuracy": "wrong in training",
+    "holdout_retraining": "held-out retraining", "loss_curvature": "loss curvature", "entropy": "entropy",
     "centrality": "nearness to the centroid", "chance": "chance (random parts)"}
 
 
