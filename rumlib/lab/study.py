@@ -13,26 +13,23 @@ it is asked for again (`rumlib.lab.memo`): resuming is running again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 
-import pandas as pd
 import torch
-from torch import Tensor
 
 from rumlib.data import Examples
 from rumlib.datasets import load
 from rumlib.device import pick
 from rumlib.lab import computations as made
-from rumlib.lab import engine, settings, tables, tuning
+from rumlib.lab import engine, sets, settings, tables
 from rumlib.lab.computations import ForgetSet
 from rumlib.lab.memo import FORMAT, Memoized, identify, plain
 from rumlib.lab.profiles import Profile, profile
 from rumlib.lab.provenance import provenance, save
-from rumlib.lab.tables import Cell
 from rumlib.models import build
 from rumlib.proxies import PROXIES, TRACED, Trace, proxy
 from rumlib.scores import Bank, Score
@@ -158,59 +155,14 @@ class Study(Memoized):
 
     # -- Forget sets
 
-    def forget_set(self, name: str, mask: Tensor, **facts: float) -> ForgetSet:
-        """The training examples under the mask as a forget set of this study."""
-        gone, _ = self.train.split(mask)
-        return self._named(name, gone, {"memorization": self.score.values[mask].mean().item(), **facts})
-
-    def class_set(self, c: int) -> ForgetSet:
-        """All of a class as a forget set; memorization is not asked for."""
-        name = self.train.names[c] if c < len(self.train.names) else c
-        return self._named(f"class {name}", self.train.split_classes(c)[0], {})
-
-    def _named(self, name: str, gone: Examples, facts: Mapping[str, float]) -> ForgetSet:
-        chosen = ForgetSet(name, gone.index.sort().values, facts)
-        self.splits[name] = chosen.digest
-        return chosen
-
-    def levels(self) -> dict[str, ForgetSet]:
-        """Forget sets of low, medium and high memorization, and RUM's mix of all three."""
-        p = self.profile
-        return {level: self.forget_set(level, self.score.pick(p.mix if level == "mix" else p.set_size, level))
-                for level in ("low", "medium", "high", "mix")}
-
-    def bands(self) -> list[ForgetSet]:
-        """Forget sets by distance from the centroid in the original model's embedding, each with its measured
-        entanglement score."""
-        found = made.embedding_bands(self, self.profile.seeds[0], self.profile.bands)["tensors"]
-        return self._entangled({name: found[name] for name in (f"band {k}" for k in range(self.profile.bands))})
-
-    def matched_sets(self) -> list[ForgetSet]:
-        """Forget sets of low, medium and high entanglement score and one histogram of memorization."""
-        found = made.matched_sets(self, self.score, self.profile.set_size, self.profile.seeds[0])["tensors"]
-        return self._entangled({f"matched {level}": found[level] for level in ("low", "medium", "high")})
-
-    def distance(self) -> Tensor:
-        """How far each training example lies from the centroid in the original model's embedding, (n,)."""
-        return made.embedding_bands(self, self.profile.seeds[0], self.profile.bands)["tensors"]["distance"]
-
-    def entanglement(self, forget: ForgetSet) -> dict[str, float]:
-        """Entanglement score and MMD (the root, as published) of a forget set with the rest, in the original model's
-        embedding."""
-        return made.entanglement(self, forget, self.profile.seeds[0])
-
-    def _entangled(self, sets: Mapping[str, Tensor]) -> list[ForgetSet]:
-        found = []
-        for name, rows in sets.items():
-            mask = torch.zeros(len(self.train), dtype=torch.bool)
-            mask[rows] = True
-            score = self.entanglement(ForgetSet(name, self.train.index[mask].sort().values))["entanglement"]
-            found.append(self.forget_set(name, mask, entanglement=score))
-        return found
+    forget_set, class_set, levels, bands, matched_sets = (
+        sets.forget_set, sets.class_set, sets.levels, sets.bands, sets.matched_sets)
+    distance, entanglement = sets.distance, sets.entanglement
 
     # -- Tables
 
-    unlearn, watch, depth, stream = tables.unlearn, tables.watch, tables.depth, tables.stream
+    tune, unlearn, watch, depth, stream = tables.tune, tables.unlearn, tables.watch, tables.depth, tables.stream
+    provenance, save = provenance, save
 
     def memoize(self, function: Callable, tasks: Iterable[tuple] = ((),)) -> list[dict]:
         """What `function(study, *task)` gives for each task, kept as all results are, and computed on all cores.
@@ -220,35 +172,6 @@ class Study(Memoized):
         is not asked about when results are published, so two calls must differ in their arguments.
         """
         return self.compute_many(made.apply, [(function, tuple(task)) for task in tasks], function.__name__)
-
-    # -- Tuning
-
-    def tune(self, spaces: Mapping[object, tuple], *, trials: int | None = None,
-             on_file: bool = False) -> tuple[dict, pd.DataFrame]:
-        """Choose learning rates, or values of other fields, by ToW against the retrained oracle, on the tuning seeds.
-
-        `spaces` maps a name to (forget set, algorithm, space), `trials` bounds the settings tried for each; with
-        `on_file`, what the package has on file for these very sets, spaces and seeds is read instead. Returns the
-        chosen algorithms, and the record of all that was tried (see `rumlib.lab.tuning.choose`), whose
-        ``attrs["source"]`` says which.
-        """
-        if on_file and (found := tuning.on_file(self.profile, spaces)):
-            return found
-
-        def evaluate(tried):
-            seeds = self.profile.tuning_seeds
-            begun = {k: one for k, one in enumerate(tried) if one[2] is not None}
-            rows = pd.concat([
-                self.unlearn(Cell(forget, algorithm, seed, {"trial": k}, mia=False)
-                             for k, (forget, algorithm, steps) in enumerate(tried) if steps is None for seed in seeds),
-                tables.first_steps(self, begun, seeds)])
-            rows = rows.reindex(columns=["trial", "tow", "diverged"])    # no tow at all if every run diverged
-            return rows.groupby("trial").agg(tow=("tow", lambda tow: tow.astype(float).mean(skipna=False)),
-                                             diverged=("diverged", "sum"))
-
-        return tuning.choose(spaces, evaluate, trials)
-
-    provenance, save = provenance, save
 
 
 @cache

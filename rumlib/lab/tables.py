@@ -1,5 +1,6 @@
 """Tables of a study: what many results say, one row each.
 
+    chosen, record = study.tune({name: (forget_set, algorithm, rates)})   # settings, on the tuning seeds only
     rows = study.unlearn([Cell(forget_set, algorithm, seed, {"algorithm": "Fine-tune"}), ...])
     rows = study.watch(cells)                                # a RUM step by step
     rows = study.depth(cells, SPDGAN())                      # unlearning degrees
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from rumlib.lab import computations as made
+from rumlib.lab import tuning
 from rumlib.lab.computations import ForgetSet, union
 from rumlib.lab.memo import Failure, Memoized, identify, plain
 from rumlib.rum import RUM
@@ -37,6 +39,32 @@ class Cell:
         if not callable(self.algorithm) or isinstance(self.algorithm, type):
             raise TypeError(f"{self.algorithm!r} is no algorithm; give one such as Finetune(), or a function "
                             f"(model, forget, retain, *, seed) -> model")
+
+
+def tune(study: Memoized, spaces: Mapping[object, tuple], *, trials: int | None = None,
+         on_file: bool = False) -> tuple[dict, pd.DataFrame]:
+    """Choose learning rates, or values of other fields, by ToW against the retrained oracle, on the tuning seeds.
+
+    `spaces` maps a name to (forget set, algorithm, space), `trials` bounds the settings tried for each; with `on_file`,
+    what the package has on file for these very sets, spaces and seeds is read instead. Returns the chosen algorithms,
+    and the record of all that was tried (see `rumlib.lab.tuning.choose`), whose ``attrs["source"]`` says which.
+    """
+    if on_file and (found := tuning.on_file(study.profile, spaces)):
+        return found
+    return tuning.choose(spaces, lambda tried: _tried(study, tried), trials)
+
+
+def _tried(study: Memoized, tried: list[tuple]) -> pd.DataFrame:
+    """Mean ToW over the tuning seeds and number of diverged runs, one row for each setting that is tried."""
+    seeds = study.profile.tuning_seeds
+    begun = {k: one for k, one in enumerate(tried) if one[2] is not None}
+    rows = pd.concat([
+        study.unlearn(Cell(forget, algorithm, seed, {"trial": k}, mia=False)
+                      for k, (forget, algorithm, steps) in enumerate(tried) if steps is None for seed in seeds),
+        first_steps(study, begun, seeds)])
+    rows = rows.reindex(columns=["trial", "tow", "diverged"])            # no tow at all if every run diverged
+    return rows.groupby("trial").agg(tow=("tow", lambda tow: tow.astype(float).mean(skipna=False)),
+                                     diverged=("diverged", "sum"))
 
 
 def unlearn(study: Memoized, cells: Iterable[Cell]) -> pd.DataFrame:
