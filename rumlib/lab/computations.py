@@ -172,8 +172,7 @@ def entanglement(study: Memoized, forget: ForgetSet, seed: int) -> dict:
 
 @memoize("plane")
 def plane(study: Memoized, seed: int) -> dict:
-    """The original model's embedding of the training data in the plane of its first two principal components, (n, 2),
-    from the centroid."""
+    """The centred embedding of the training data in the original model, on its first two principal axes, (n, 2)."""
     points = embedding(study, seed)
     centred = (points - points.mean(0)).double()
     axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -2:].flip(1)
