@@ -8,7 +8,7 @@
     grid(table, label="share")                               # a table of shares as shades, with their numbers
     against_cost(table, "algorithm", "variant")              # one panel per algorithm
     averaged(each, together)                                 # members of a group as small markers, and their mean
-    differences(found, "comparison", "algorithm", sure="holm", margin=0.02)         # a grid of small panels
+    differences(found, "comparison", "algorithm", sure="survives", margin=0.02)     # a grid of small panels
     histogram(values, {"low": values_low, ...})
     gallery({"low": [(image, caption), ...]})
     scheme()                                                 # RUM as a drawing
@@ -179,9 +179,8 @@ def forest(found: pd.DataFrame, group: str, row: str, verdict: str, *, xlabel: s
     at, ticks, labels = 0.0, [], []
     for name, text in texts.items():
         at += 0.5 * text.count("\n")
-        ax.annotate(text, (0.01, at), xycoords=("figure fraction", "data"),
-                    fontsize=8, weight="bold", va="center", annotation_clip=False,
-                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+        ax.annotate(text, (0.01, at), xycoords=("figure fraction", "data"), fontsize=8, weight="bold", va="center",
+                    annotation_clip=False, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
         ax.axhline(at - 0.75 - 0.5 * text.count("\n"), color="#EBEBEB", linewidth=0.8)
         at += 0.5 * text.count("\n")
         for line in found[found[group] == name].to_dict("records"):
@@ -206,22 +205,24 @@ def against_cost(table: pd.DataFrame, panel: str, variant: str, *, ylabel: str =
     """Means with 95 % intervals against the column `examples`, the cost: one panel per value of `panel`.
 
     A line joins the first two values of `variant`, the plain algorithm at two costs. A point above the line is better
-    than the plain algorithm at the same cost. Later values of `variant` are drawn a little aside, not to lie on each
-    other.
+    than the plain algorithm at the same cost. Points of like cost lie on each other: each has its name beside it.
     """
     frame = table.reset_index()
     panels, variants = list(dict.fromkeys(frame[panel])), list(dict.fromkeys(frame[variant]))
-    figure, axes = plt.subplots(-(-len(panels) // 3), 3, figsize=(6.4, 0.9 + 1.7 * -(-len(panels) // 3)), sharey=True,
+    figure, axes = plt.subplots(-(-len(panels) // 3), 3, figsize=(6.6, 0.9 + 2.1 * -(-len(panels) // 3)), sharey=True,
                                 sharex=True, squeeze=False)
     for ax, name in zip(axes.flat, panels, strict=False):
         mine = frame[frame[panel] == name].set_index(variant)
         line = mine.loc[variants[:2]]
         ax.plot(line["examples"] / 1000, line["mean"], color="#BBBBBB", linewidth=1.2, zorder=1)
         for k, way in enumerate(variants):
-            part, aside = mine.loc[[way]], 0.03 * max(0, k - 1) * frame["examples"].max()
-            ax.errorbar((part["examples"] + aside) / 1000, part["mean"], yerr=_bars(part), linestyle="none",
-                        color=colour(way, k), marker=marker(way, k), markersize=5, elinewidth=1.2, label=pretty(way))
+            part = mine.loc[[way]]
+            ax.errorbar(part["examples"] / 1000, part["mean"], yerr=_bars(part), linestyle="none", elinewidth=0.9,
+                        color=colour(way, k), marker=marker(way, k), markersize=5, markerfacecolor="none",
+                        markeredgewidth=1.3, label=pretty(way))
         ax.set_title(name, fontsize=9.5)
+    for ax, name in zip(axes.flat, panels, strict=False):    # when all panels have their range
+        _name_points(ax, frame[(frame[panel] == name) & (frame[variant] != variants[0])], variant)
     for ax in axes.flat[len(panels):]:
         ax.axis("off")
     axes.flat[min(len(panels) - 1, axes.size - 2)].set_xlabel("thousand examples passed forward and backward")
@@ -282,7 +283,7 @@ def differences(found: pd.DataFrame, panel: str, row: str, *, sure: str, margin:
     """Differences with 95 % intervals in a grid of small panels that share rows and axis; the band is +- the margin.
 
     found  columns mean, low, high, verdict (better, worse, equivalent, inconclusive), and those that `panel` and `row`
-           name; where the column `sure` is False the marker is open: not after a correction for many comparisons
+           name; a marker is filled where the column `sure` is True: decided after a correction for many comparisons
     """
     panels, places = list(dict.fromkeys(found[panel])), list(dict.fromkeys(found[row]))
     down = -(-len(panels) // columns)
@@ -300,10 +301,9 @@ def differences(found: pd.DataFrame, panel: str, row: str, *, sure: str, margin:
         ax.grid(axis="y", visible=False)
     for ax in axes.flat[len(panels):]:
         ax.axis("off")
-    keys = [plt.Line2D([], [], color=of, marker=shape, linestyle="none", label=name)
+    keys = [plt.Line2D([], [], color=of, marker=shape, markerfacecolor="white", linestyle="none", label=name)
             for name, (of, shape) in SAYS.items() if name in set(found["verdict"])]
-    keys += [plt.Line2D([], [], color=INK, marker="o", markerfacecolor="white", linestyle="none",
-                        label="open: does not survive Holm")] * (not found[sure].all())
+    keys += [plt.Line2D([], [], color=INK, marker="o", linestyle="none", label="filled: survives Holm")]
     figure.legend(handles=keys, loc="outside lower center", ncols=3, handletextpad=0.2, columnspacing=1.2, fontsize=9)
     axes.flat[min(len(panels) - 1, axes.size - 1 - columns // 2)].set_xlabel(xlabel)
     figure.suptitle(title, fontsize=10.5, x=0.02, ha="left")
@@ -417,18 +417,33 @@ def scheme(steps: Sequence[str] = ("nothing", "fine-tune", "SalUn"),
 
 def label_ends(ax: Axes, ends: Mapping[str, tuple[float, str]], gap: float = 0.055) -> None:
     """Write names beside the right ends of lines, at least `gap` of the height of the axes apart."""
-    low, high = ax.get_ylim()
-    gap = gap * (high - low)
-    ordered = sorted(ends.items(), key=lambda item: item[1][0])
-    heights: list[float] = []
-    for _, (y, _) in ordered:
-        heights.append(max(y, heights[-1] + gap) if heights else y)
-    excess = heights[-1] - max(high, ordered[-1][1][0]) if heights else 0
-    if excess > 0:                                           # too many at the top: slide the pile down
-        heights = [min(h, heights[-1] - excess - gap * (len(heights) - 1 - k)) for k, h in enumerate(heights)]
-    for (name, (_, of)), y in zip(ordered, heights, strict=True):
+    for (name, (_, of)), y in zip(ends.items(), _apart(ax, [y for y, _ in ends.values()], gap), strict=True):
         ax.annotate(name, (1, y), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
                     va="center", fontsize=9, color=ink(of), annotation_clip=False)
+
+
+def _name_points(ax: Axes, points: pd.DataFrame, variant: str) -> None:
+    """Write the name of each point of `against_cost` beside it, where there is more room, with a line to the point."""
+    (left, right), at = ax.get_xlim(), points["examples"] / 1000
+    side, away = ("right", -0.1) if at.mean() > (left + right) / 2 else ("left", 0.1)
+    beside = (at.min() if away < 0 else at.max()) + away * (right - left)
+    heights = np.array(_apart(ax, points["mean"], 0.085))
+    heights += points["mean"].mean() - heights.mean()        # as many are above their points as below
+    for name, x, mean, y in zip(points[variant], at, points["mean"], heights, strict=True):
+        ax.annotate(name.removeprefix("RUM^F "), (x, mean), (beside, y), va="center", ha=side, fontsize=7.5,
+                    color=ink(colour(name)), arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.7})
+
+
+def _apart(ax: Axes, values: Sequence[float], gap: float) -> list[float]:
+    """Heights for texts beside these values: as near as they can be, at least `gap` of the height of the axes apart."""
+    (low, high), order, heights = ax.get_ylim(), np.argsort(values, kind="stable"), []
+    gap, ascending = gap * (high - low), np.asarray(values)[order].tolist()
+    for value in ascending:
+        heights.append(max(value, heights[-1] + gap) if heights else value)
+    excess = heights[-1] - max(high, ascending[-1]) if heights else 0
+    if excess > 0:                                           # too many at the top: slide the pile down
+        heights = [min(h, heights[-1] - excess - gap * (len(heights) - 1 - k)) for k, h in enumerate(heights)]
+    return [height for _, height in sorted(zip(order, heights, strict=True))]
 
 
 def _bars(part: pd.DataFrame) -> np.ndarray:

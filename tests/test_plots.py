@@ -66,6 +66,27 @@ def test_a_forest_has_each_difference_in_the_colour_of_its_verdict():
     assert all(a < b for a, b in zip(ax.get_yticks(), ax.get_yticks()[1:], strict=False))
 
 
+def test_points_against_cost_lie_at_their_cost_and_each_has_its_name():
+    variants, examples = ["once", "once, 3x epochs", "shuffled", "RUM^F low to high"], [1000, 3000, 3050, 3050]
+    table = pd.DataFrame([{"algorithm": name, "variant": variant, "examples": cost, "mean": 0.9, "low": 0.8, "high": 1}
+                          for name in ("A", "B") for variant, cost in zip(variants, examples, strict=True)])
+    for ax in plots.against_cost(table, "algorithm", "variant").axes[:2]:
+        assert [bars[0].get_xdata().item() for bars in ax.containers] == [cost / 1000 for cost in examples]
+        names = {text.get_text(): text.get_position()[1] for text in ax.texts}
+        assert set(names) == {"once, 3x epochs", "shuffled", "low to high"}
+        assert min(np.diff(sorted(names.values()))) > 0.01   # of one mean, and not on each other
+
+
+def test_a_marker_is_filled_only_where_the_finding_is_sure():
+    found = pd.DataFrame([{"panel": "p", "row": row, "mean": mean, "low": mean - 0.1, "high": mean + 0.1,
+                           "verdict": verdict, "survives": row == "a"}
+                          for row, mean, verdict in (("a", 0.3, "better"), ("b", 0.2, "better"),
+                                                     ("c", 0.0, "inconclusive"))])
+    ax = plots.differences(found, "panel", "row", sure="survives", margin=0.02).axes[0]
+    filled = [bars[0].get_markerfacecolor() != "white" for bars in ax.containers]
+    assert filled == [True, False, False]
+
+
 def test_a_figure_says_in_words_what_it_shows():
     figure, (left, right) = plt.subplots(1, 2)
     left.set(xlabel="memorization", ylabel="ToW")

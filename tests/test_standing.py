@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 from studies import TINY, forget_set, open_study
 
-from rumlib.lab.standing import card, retrained_again, standings
+import rumlib as rum
+from rumlib.lab import computations
+from rumlib.lab.standing import card, price, retrained_again, standings
 
 MEANS = {("Good", "low"): 0.9, ("Good", "high"): 0.8, ("Odd", "low"): 0.95, ("Odd", "high"): 0.1,
          ("Original", "low"): 0.92, ("Original", "high"): 0.2}
@@ -53,6 +55,18 @@ def test_each_oracle_is_compared_with_the_next_one(seeds, pairs, tmp_path):
     found = retrained_again(study, {"a": forget})
     assert [(row["seed"], row["other"]) for row in found.to_dict("records")] == pairs
     assert not len(found) or found["tow"].between(0, 1).all()
+
+
+def test_a_score_costs_the_examples_that_its_models_were_trained_on(tmp_path):
+    study = open_study(tmp_path, TINY)
+    p, found = study.profile, price(study)
+    unit = (len(study.train) - p.mix) * p.recipe.epochs
+    with rum.train.cost() as spent:
+        computations.probed.compute(study, "holdout_retraining", 0)
+    assert found["holdout_retraining"] == pytest.approx(spent.examples / unit)
+    bank = study._banks[0]["tensors"]["included"]
+    assert found["memorization"] == pytest.approx(p.score_models * bank[0].sum().item() * p.recipe.epochs / unit)
+    assert found["confidence"] == 0
 
 
 def test_a_card_of_what_is_never_better_than_nothing_says_so(lines):

@@ -76,8 +76,7 @@ def mixed_differences(table: pd.DataFrame) -> pd.DataFrame:
 def verdicts(found: pd.DataFrame, by: Iterable[str] = ("comparison", "algorithm")) -> pd.DataFrame:
     """What the differences of each combination of the columns `by` say: mean, low and high over the draws, n, the
     verdict (see `rumlib.stats.equivalence`), in how many draws the difference is positive, and `survives`: whether a
-    verdict of better, worse or equivalent still stands after Holm's correction over all of these combinations
-    (`settled`: or there was none).
+    verdict of better, worse or equivalent still stands after Holm's correction over all of these combinations.
 
     Better and worse are corrected as one family of two-sided t tests, equivalent as one of the two one-sided tests.
     """
@@ -90,7 +89,6 @@ def verdicts(found: pd.DataFrame, by: Iterable[str] = ("comparison", "algorithm"
     differs, same = (pd.Series(measures.holm(table[of]), table.index) < 0.05 for of in ("p differs", "p"))
     decided, equal = table["verdict"].isin(["better", "worse"]), table["verdict"] == "equivalent"
     table["survives"] = (decided & differs) | (equal & same)
-    table["settled"] = table["survives"] | (table["verdict"] == "inconclusive")
     return table
 
 

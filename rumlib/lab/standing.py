@@ -3,6 +3,7 @@
     again = retrained_again(study, study.levels())           # ToW of one retrained model against another
     lines = standings(rows, "level", retraining=24_000)      # mean, interval, rank, against doing nothing, cost
     card(lines, record, "SalUn")                             # what was found of one algorithm, as a reader wants it
+    price(study)["memorization"]                             # what a score costs, in retrainings
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pandas as pd
 from rumlib.lab.computations import ForgetSet
 from rumlib.lab.lesson import told
 from rumlib.lab.study import Study
+from rumlib.proxies import HOLDOUT, TRACED
 from rumlib.stats import contrast, summarise, tow_between
 
 VERDICTS = {"holds": "significantly better", "opposite": "significantly worse", "open": "inconclusive"}
@@ -33,6 +35,22 @@ def retrained_again(study: Study, sets: Mapping[str, ForgetSet]) -> pd.DataFrame
                           **tow_between(study.reference(forget, a), study.reference(forget, b))}
                          for name, forget in sets.items() for a, b in pairs],
                         columns=["set", "seed", "other", "tow", "tow_mia"])
+
+
+def price(study: Study) -> dict[str, float]:
+    """What each score costs beyond the training of the original model: examples passed forward and backward, in units
+    of one retraining without RUM's mix. A forward pass alone is not counted.
+
+    Loss curvature takes two gradients of each example in each epoch. Held-out retraining takes two trainings without a
+    tenth of the data, each of which goes on with that tenth.
+    """
+    p, n = study.profile, len(study.train)
+    epochs, tenths = p.recipe.epochs, [-(-n // 10), -(-(n - 1) // 10)]       # as `tensor_split` cuts
+    subsets = p.score_models * round(p.fraction * n) * p.scored_by.recipe.epochs
+    held_out = sum((n - tenth) * epochs + tenth * HOLDOUT.epochs for tenth in tenths)
+    examples = {"memorization": subsets, **dict.fromkeys(TRACED, 0), "holdout_retraining": held_out,
+                "loss_curvature": 2 * n * epochs}
+    return {name: count / ((n - p.mix) * epochs) for name, count in examples.items()}
 
 
 def standings(rows: pd.DataFrame, group: str, *, retraining: float, nothing: str = "Original") -> pd.DataFrame:
