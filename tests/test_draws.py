@@ -61,6 +61,15 @@ def test_the_six_orders_are_compared_within_a_draw():
     assert found["difference"].groupby(found["order"]).std().max() < 1e-9
 
 
+def test_orders_are_contrasted_within_a_draw():
+    orders = {draws.UP: 0.0, draws.DOWN: 0.2, "medium > high > low": 0.4, "low > high > medium": 0.1}
+    six = draws.centred(pd.DataFrame([
+        {"algorithm": name, "variant": order, "draw": draw, "tow": 0.1 * draw + more + 0.001 * draw * (more > 0.1)}
+        for order, more in orders.items() for draw in range(3) for name in ("SalUn", "Fine-tune")]))
+    found = draws.contrasted(six, six["order"].str.endswith("> low"))
+    assert found["mean"] == pytest.approx(0.251) and found["n"] == 3 and found["verdict"] == "better"
+
+
 def test_two_sided_is_the_t_test_of_scipy():
     values = RANDOM.standard_normal(7) + 0.5
     assert measures.two_sided(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)

@@ -99,3 +99,10 @@ def centred(table: pd.DataFrame) -> pd.DataFrame:
     six = six[six["variant"].str.count(">") == 2]
     mean = six.groupby(["algorithm", "draw"])["tow"].transform("mean")
     return six.assign(difference=six["tow"] - mean).rename(columns={"variant": "order", "draw": "seed"})
+
+
+def contrasted(six: pd.DataFrame, first: pd.Series) -> dict:
+    """ToW of the orders that `first` marks (a row of `centred` each: True or False) minus that of the other orders: a
+    mean over the algorithms, paired within each draw; mean, low, high, n and verdict of `rumlib.stats.equivalence`."""
+    means = six["difference"].groupby([six["seed"], first]).mean().unstack()
+    return equivalence(means[True] - means[False], claims.MARGIN)

@@ -352,7 +352,8 @@ def with_oracle(study: Study, sets: Mapping[str, ForgetSet]) -> Table:
 
 
 def selectors(study: Study) -> dict[str, Callable]:
-    """Label -> what chooses the steps without the oracle, and two RUMs that choose nothing."""
+    """Label -> what chooses the steps without the oracle, and what chooses nothing: two RUMs, and random labels for the
+    whole forget set, without scores, with the epochs of one step and of the two steps of *always random label*."""
     p, refine, validation = study.profile, Refine(study.score, parts=3), study.test[::2]
     slow, fast = p.rum_rates[-3:][0], p.rum_rates[-3:][:2][-1]
     choices = tuple(vary(step(p, name), lr=lr) for name, lr in (
@@ -366,7 +367,9 @@ def selectors(study: Study) -> dict[str, Callable]:
         "twin": Calibrated(auto(judge), p.make_model, p.recipe),
         "always random label": RUM(refine, (Keep(), choices[0], choices[0]), order=DOWN),
         "always as the paper": vary(RUM(refine, (Keep(), step(p, "Fine-tune"), step(p, "SalUn"))),
-                                    lr=p.rum_rates[-4:][0])}
+                                    lr=p.rum_rates[-4:][0]),
+        "random label once": choices[0],
+        "random label once, 2x epochs": vary(choices[0], epochs=2 * p.rum_budget)}
 
 
 def choosers(study: Study, sets: Mapping[str, ForgetSet], best: Mapping[str, Callable]) -> Table:
