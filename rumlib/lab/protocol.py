@@ -352,10 +352,10 @@ def with_oracle(study: Study, sets: Mapping[str, ForgetSet]) -> Table:
 
 
 def selectors(study: Study) -> dict[str, Callable]:
-    """Label -> what chooses the steps without the oracle, and what chooses nothing: two RUMs, and random labels for the
-    whole forget set, without scores, with the epochs of one step and of the two steps of *always random label*."""
+    """Label -> what chooses the steps without the oracle, and four ways that choose nothing, two of them in one run."""
     p, refine, validation = study.profile, Refine(study.score, parts=3), study.test[::2]
     slow, fast = p.rum_rates[-3:][0], p.rum_rates[-3:][:2][-1]
+    paper = RUM(refine, (Keep(), step(p, "Fine-tune"), step(p, "SalUn")))
     choices = tuple(vary(step(p, name), lr=lr) for name, lr in (
         ("Random label", fast), ("Fine-tune", fast), ("Random label", slow)))
     judge, auto = Memorized(study.score), partial(AutoRUM, refine, choices, budget=1.1 * p.recipe.epochs)
@@ -366,17 +366,15 @@ def selectors(study: Study) -> dict[str, Callable]:
         "RF-JSD": auto(JensenShannon(validation)),
         "twin": Calibrated(auto(judge), p.make_model, p.recipe),
         "always random label": RUM(refine, (Keep(), choices[0], choices[0]), order=DOWN),
-        "always as the paper": vary(RUM(refine, (Keep(), step(p, "Fine-tune"), step(p, "SalUn"))),
-                                    lr=p.rum_rates[-4:][0]),
+        "always as the paper": vary(paper, lr=p.rum_rates[-4:][0]),
         "random label once": choices[0],
-        "random label once, 2x epochs": vary(choices[0], epochs=2 * p.rum_budget)}
+        "random label once, 2x epochs": vary(choices[0], epochs=2 * p.rum_budget)}  # as many as in two steps
 
 
 def choosers(study: Study, sets: Mapping[str, ForgetSet], best: Mapping[str, Callable]) -> Table:
     """Every selector on every set, beside the best RUM of the set by its oracle."""
-    known = selectors(study)
     ways = {(name, label): (forget, way) for name, forget in sets.items()
-            for label, way in {"with the oracle": best[name], **known}.items()}
+            for label, way in {"with the oracle": best[name], **selectors(study)}.items()}
     return Table({}, ("set", "selector"), study.profile.seeds, fixed=ways)
 
 
