@@ -3,8 +3,7 @@
     rows, record = rum_variants(study).run(study)            # settings chosen on the tuning seeds, rows of the others
     TABLES["rum"]                                            # all tables of notebook 06_rum
 
-A function here takes a study and returns a `Table`. It uses the forget sets, the scores and the profile of the study,
-and runs nothing itself.
+A function here takes a study, uses its forget sets, scores and profile, and returns a `Table`. It runs nothing itself.
 """
 
 from __future__ import annotations
@@ -106,9 +105,9 @@ def of_the_paper(p: Profile, budget: int) -> dict[str, tuple[Callable, Mapping]]
 
 def on_levels(study: Study, sets: Mapping[str, ForgetSet], ways: Mapping[str, tuple[Callable, Mapping]]) -> Table:
     """Every way of unlearning on every set, by its name."""
-    p, budget = study.profile, study.profile.budgets[-1]
+    budget = study.profile.budgets[-1]
     spaces = {(level, name, budget): (forget, *way) for name, way in ways.items() for level, forget in sets.items()}
-    return Table(spaces, COLUMNS, p.seeds)
+    return Table(spaces, COLUMNS, study.profile.seeds)
 
 
 def memorization_levels(study: Study) -> Table:
@@ -146,7 +145,7 @@ def entanglement_sets(study: Study) -> dict[str, ForgetSet]:
 
 def matched_sets(study: Study) -> dict[str, ForgetSet]:
     """Sets of low, medium and high entanglement score with one histogram of memorization."""
-    return {f"matched {level}": forget for level, forget in zip(LEVELS, study.matched_sets(), strict=True)}
+    return dict(zip((f"matched {level}" for level in LEVELS), study.matched_sets(), strict=True))
 
 
 # -- RUM --------------------------------------------------------------------------------------------------------------
@@ -176,8 +175,7 @@ def spaced(rates: tuple[float, ...], count: int) -> tuple[float, ...]:
 
 def at_once(study: Study, name: str, forget: ForgetSet, epochs: int | None = None) -> tuple:
     """An algorithm on the whole forget set, with as many settings to look at as a RUM has."""
-    p = study.profile
-    return forget, step(p, name, epochs), space(p, name, 3 * p.looks)
+    return forget, step(study.profile, name, epochs), space(study.profile, name, 3 * study.profile.looks)
 
 
 def in_parts(study: Study, names: tuple[str, ...], forget: ForgetSet, refine: Callable | None = None, **how) -> tuple:
@@ -277,8 +275,7 @@ def left_out(study: Study) -> Table:
     mix, spaces = study.levels()["mix"], {}
     for name in PAPER:
         if name in study.profile.algorithms:
-            ways = {"shuffled": {"refine": Shuffled(3)}, "RUM^F low to high": {},
-                    "RUM^F high to low": {"order": DOWN}}
+            ways = {"shuffled": {"refine": Shuffled(3)}, "RUM^F low to high": {}, "RUM^F high to low": {"order": DOWN}}
             spaces |= {(name, f"{way}, left out"): in_parts(study, (name,) * 3, mix, waiting="leave_out", **how)
                        for way, how in ways.items()}
     return Table(spaces, ("algorithm", "variant"), study.profile.seeds, mia=False, redrawn=reshuffled)
@@ -345,9 +342,9 @@ def requests(study: Study) -> dict[str, ForgetSet]:
 def with_oracle(study: Study, sets: Mapping[str, ForgetSet]) -> Table:
     """Mixed RUMs in two orders, tuned for each set with the retrained oracle: what choosers are compared with."""
     p, refine = study.profile, Refine(study.score, parts=3)
-    spaces = {(name, pair, order): (forget, RUM(refine, (Keep(), *(step(p, way) for way in pair)), order=order),
-                                    p.rum_rates[-3:])
-              for name, forget in sets.items() for pair in ORACLE_MIXES for order in ((0, 1, 2), DOWN)}
+    spaces = {(name, pair, order): (
+        forget, RUM(refine, (Keep(), *(step(p, way) for way in pair)), order=order), p.rum_rates[-3:])
+        for name, forget in sets.items() for pair in ORACLE_MIXES for order in ((0, 1, 2), DOWN)}
     return Table(spaces, ("set", "pair", "order"), ())
 
 
@@ -356,8 +353,8 @@ def selectors(study: Study) -> dict[str, Callable]:
     p, refine, validation = study.profile, Refine(study.score, parts=3), study.test[::2]
     slow, fast = p.rum_rates[-3:][0], p.rum_rates[-3:][:2][-1]
     paper = RUM(refine, (Keep(), step(p, "Fine-tune"), step(p, "SalUn")))
-    choices = tuple(vary(step(p, name), lr=lr) for name, lr in (
-        ("Random label", fast), ("Fine-tune", fast), ("Random label", slow)))
+    tried = (("Random label", fast), ("Fine-tune", fast), ("Random label", slow))
+    choices = tuple(vary(step(p, name), lr=lr) for name, lr in tried)
     judge, auto = Memorized(study.score), partial(AutoRUM, refine, choices, budget=1.1 * p.recipe.epochs)
     return {
         "memorization": auto(judge),
@@ -396,8 +393,7 @@ def deletions(study: Study, count: int = 8) -> tuple[list[ForgetSet], dict[str, 
 
 
 def known_errors(study: Study) -> dict[str, ForgetSet]:
-    """What may be known of the wrong labels: as many examples of the highest memorization as there are wrong labels,
-    some of which are right; a third of the wrong labels, drawn at random; all of them."""
+    """What may be known of the wrong labels: as many of the most memorized examples, a random third of them, all."""
     wrong = study.train.info["flipped"]
     order = torch.rand(len(wrong), generator=torch.Generator().manual_seed(12)).masked_fill(~wrong, 2.0).argsort()
     third = torch.isin(torch.arange(len(wrong)), order[:int(wrong.sum()) // 3])
@@ -406,9 +402,8 @@ def known_errors(study: Study) -> dict[str, ForgetSet]:
 
 
 def corrections(study: Study) -> Table:
-    """Ways of unlearning what is known of the wrong labels, each with every rate, on tuning and reporting seeds (four
-    at most): settings are chosen in the notebook, by ToW and by accuracy on clean labels. RUM does nothing for its low
-    part; the others have the epochs of its two other steps."""
+    """Ways of unlearning what is known of the wrong labels, with every rate, on tuning and up to four reporting seeds:
+    the notebook chooses by ToW and by clean labels. RUM keeps its low part; the others have the epochs of its steps."""
     p, refine = study.profile, Refine(study.score, parts=3)
     ways = {name: step(p, name, 2 * p.rum_budget) for name in ("Fine-tune", "NegGrad+", "SalUn")}
     ways["RUM"] = RUM(refine, (Keep(), step(p, "Fine-tune"), step(p, "SalUn")))
