@@ -28,6 +28,7 @@ from rumlib.lab.study import Study
 from rumlib.stats import summarise
 
 AGAIN = "Retrained, other seed"
+AGAIN_INK = "#777777"                                        # black is taken: by Influence, and by Retrained in panels
 DASHED = {"Original": "doing nothing", AGAIN: "retrained, other seed"}       # references, and what figures call them
 
 
@@ -123,14 +124,6 @@ def told_falls(found: pd.DataFrame) -> str:
     return f"{(mine['verdict'] == 'holds').sum()} of {len(mine)} algorithms"
 
 
-def outcome(counts: pd.Series, claim: str) -> str:
-    """What a line of `claims.counted` says, as a sentence."""
-    of = int(counts[list(claims.VERDICTS)].sum())
-    others = "".join(f", {counts[kind]} {kind}" for kind in claims.VERDICTS[1:] if counts[kind])
-    return (f"**{claim}** ({counts['text']}): **{counts['in most']}**. Of {of} comparisons {counts['holds']} hold"
-            f"{others}.")
-
-
 def differences(found: pd.DataFrame) -> pd.DataFrame:
     """Comparisons of `claims.compare` to be read: what is compared, the difference with its interval, and the verdict.
     """
@@ -146,8 +139,8 @@ def differences(found: pd.DataFrame) -> pd.DataFrame:
 def factor(rows: pd.DataFrame, at: Mapping[str, float], names: Sequence[str], claim: str, *, of: str = "tow",
            xlabel: str = "", title: str = "") -> Figure:
     """Two panels. Left: means of a measure with 95 % intervals, at the value `at` that each level has on a real axis,
-    a line for each algorithm; references are dashed. Right: the paired fall from the first level to the last one; its
-    rows are also the legend."""
+    a line for each algorithm; references are dashed or dotted. Right: the paired fall from the first level to the last
+    one; its rows are also the legend."""
     levels, label = list(at), measures.MEASURES[of]
     figure, (ax, beside) = plt.subplots(1, 2, figsize=(8.6, 3.9), width_ratios=(1.5, 1))
     _lines(ax, summarise(rows, ["algorithm", "level"], of), at, [*names, *DASHED])
@@ -191,17 +184,17 @@ def titled(figure: Figure, title: str) -> Figure:
 
 
 def _lines(ax: Axes, summary: pd.DataFrame, at: Mapping[str, float], names: Sequence[str]) -> None:
-    """Means with intervals at real places, a little apart for each name; references are dashed, with their name."""
+    """Means with intervals at real places, a little apart for each name; references have broken lines and a name."""
     places = sorted(at, key=at.get)
     span = (at[places[-1]] - at[places[0]]) or 1
     present = [name for name in dict.fromkeys(names) if name in summary.index.get_level_values("algorithm")]
     for k, name in enumerate(present):
         part, dashed = summary.loc[name].loc[places], name in DASHED
-        colour = plots.colour("Retrained" if name == AGAIN else name)
+        colour = AGAIN_INK if name == AGAIN else plots.colour(name)
         x = np.array([at[level] for level in places]) + 0.012 * span * (k - len(present) / 2)
         ax.errorbar(x, part["mean"], yerr=_bars(part), color=colour,
                     marker=None if name == AGAIN else plots.marker(name), markersize=5, linewidth=1.3, elinewidth=1.1,
-                    capsize=2, linestyle="--" if dashed else "-", zorder=1 if dashed else 2)
+                    capsize=2, linestyle=":" if name == AGAIN else "--" if dashed else "-", zorder=1 if dashed else 2)
         if dashed:
             ax.annotate(DASHED[name].replace(" ", "\n", 1), (x[-1], part["mean"].iloc[-1]), xytext=(6, 0), fontsize=8,
                         textcoords="offset points", va="center", color=plots.ink(colour), annotation_clip=False)
