@@ -61,6 +61,7 @@ CLAIMS = {
     "C1 relabel": Claim("relabelling suffers most from entanglement", "section 4.1"),
     "C2": Claim("ToW falls as memorization rises", "section 4.2, Fig 1b"),
     "C3": Claim("relabelling has the inverse trend: better at high memorization than at low", "section 4.2"),
+    "C3 range": Claim("the same, with the paper's learning rates alone (.01 to .1)", "section 4.2, A.2"),
     "C3b": Claim("another algorithm is best at each level", "section 4.2"),
     "C4": Claim("refined, one part after the other, is better than at once (RUM^F > vanilla)", "section 6, Fig 3"),
     "C4 shuffle": Claim("refined parts are better than random ones (RUM^F > shuffle)", "section 6, Fig 3"),

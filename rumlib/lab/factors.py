@@ -1,6 +1,7 @@
 """What the notebooks on memorization and on entanglement share: forget sets in numbers, settings, figures of a factor.
 
     described(study, study.levels())                         # size, ES, MMD and memorization of each forget set
+    edges(record, names)                                     # which chosen values lie at an end of their grid
     settings(record, names), search_errors(study, record, "memorization")       # what the search chose and missed
     again = other_seed(study, sets)                          # oracles compared with oracles of another seed
     falls(rows, "C2", "low", "high", names)                  # paired differences of ToW between two levels
@@ -76,6 +77,21 @@ def settings(record: pd.DataFrame, names: Sequence[str] = ()) -> pd.DataFrame:
     table = chosen[chosen["algorithm"] != "Original"].pivot(index="algorithm", columns="level", values="setting")
     order = [name for name in dict.fromkeys([*names, *chosen["algorithm"]]) if name in table.index]
     return table.loc[order, levels].fillna("").rename_axis(columns=None)
+
+
+def edges(record: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Where the chosen settings of a search lie at an end of what was tried: one line for each algorithm, level and
+    field of which several values were tried, with the chosen value and its end ("smallest", "largest" or "").
+
+    record  as for `settings`
+    """
+    lines, tried = [], labelled(record)
+    for (name, level), mine in tried[tried["algorithm"].isin(names)].groupby(["algorithm", "level"], sort=False):
+        values, (best,) = pd.DataFrame(mine["setting"].tolist()), mine.loc[mine["chosen"], "setting"]
+        for field in values.columns[values.nunique() > 1]:
+            end = {values[field].min(): "smallest", values[field].max(): "largest"}.get(best[field], "")
+            lines.append({"algorithm": name, "level": level, "field": field, "chosen": best[field], "end": end})
+    return pd.DataFrame(lines, columns=["algorithm", "level", "field", "chosen", "end"])
 
 
 def labelled(record: pd.DataFrame) -> pd.DataFrame:
