@@ -87,6 +87,7 @@ def test_the_same_models_on_both_sides_are_not_testable():
     table = claims.counted([said(same), said(rows(0.1)), {**said(same), "claim": "C1"}])
     assert table["whole claim"].to_dict() == {"C2": "holds", "C1": "not testable"}
     assert claims.tally(table.loc["C2"]) == "1 of 1 hold, 1 not testable"
+    assert claims.told("C1", table.loc["C1"]) == '**C1**, "ToW falls as entanglement rises": not testable (1 compared).'
 
 
 @pytest.mark.parametrize("counts, word", [

@@ -61,7 +61,7 @@ CLAIMS = {
     "C1 relabel": Claim("relabelling suffers most from entanglement", "section 4.1"),
     "C2": Claim("ToW falls as memorization rises", "section 4.2, Fig 1b"),
     "C3": Claim("relabelling has the inverse trend: better at high memorization than at low", "section 4.2"),
-    "C3 range": Claim("the same, with the paper's learning rates alone (.01 to .1)", "section 4.2, A.2"),
+    "C3 range": Claim("relabelling has the inverse trend, with the paper's learning rates alone", "section 4.2, A.2"),
     "C3b": Claim("another algorithm is best at each level", "section 4.2"),
     "C4": Claim("refined, one part after the other, is better than at once (RUM^F > vanilla)", "section 6, Fig 3"),
     "C4 shuffle": Claim("refined parts are better than random ones (RUM^F > shuffle)", "section 6, Fig 3"),
@@ -163,8 +163,9 @@ def tally(counts: Mapping) -> str:
     >>> tally({"holds": 3, "opposite": 0, "equivalent": 0, "inconclusive": 1, "not testable": 2})
     '3 of 4 hold, 1 inconclusive, 2 not testable'
     """
+    of = sum(counts[kind] for kind in VERDICTS)
     others = [f"{counts[kind]} {kind}" for kind in (*VERDICTS[1:], UNTESTABLE) if counts[kind]]
-    return ", ".join([f"{counts['holds']} of {sum(counts[kind] for kind in VERDICTS)} hold", *others])
+    return ", ".join([f"{counts['holds']} of {of} hold", *others]) if of else f"{counts[UNTESTABLE]} compared"
 
 
 def told(claim: str, line: Mapping) -> str:
