@@ -32,7 +32,7 @@ MARGIN = 0.02                                                # of ToW and other 
 HEADLINES = ("C1", "C1 planted", "C2", "C3", "C3b", "C4", "C4 shuffle", "C4 cost", "C5", "C5b", "C6", "C7", "C8", "C9")
 MARKS = "<!-- {} -->\n", "<!-- end of {} -->"                # in README.md, around the tables of `tables`
 VERDICTS = ("holds", "opposite", "equivalent", "inconclusive")
-UNTESTABLE = "not testable"                                  # both sides are the same models: it is not counted
+UNTESTABLE = "not testable"                                  # a setting does nothing, say: it is not counted
 MEANS = {                                                    # kind of claim: what the words of `equivalence` mean
     "larger": {"better": "holds", "worse": "opposite"},
     "equal": {"equivalent": "holds", "better": "opposite", "worse": "opposite"},
