@@ -163,7 +163,7 @@ def grid(table: pd.DataFrame, *, ax: Axes | None = None, label: str = "", title:
 
 
 VERDICTS = {"holds": ("#0072B2", "o"), "opposite": ("#D55E00", "X"), "equivalent": ("#009E73", "s"),
-            "inconclusive": ("#999999", "D")}
+            "inconclusive": ("#999999", "D"), "not testable": ("#DDDDDD", "o")}
 
 
 def forest(found: pd.DataFrame, group: str, row: str, verdict: str, *, xlabel: str = "difference (right: as claimed)",

@@ -89,11 +89,15 @@ def paired(rows: pd.DataFrame | list[dict], first: Mapping, second: Mapping, of:
 
 
 def equivalence(differences: Iterable[float], margin: float = 0.02, level: float = 0.95) -> dict:
-    """Whether paired differences are nothing that matters: two one-sided t tests against -margin and +margin.
+    """What paired differences say, in one word. This is the one rule of the project; every other verdict follows it.
 
-    Returns mean, low, high (Student t at `level`), n, p and the verdict. p is the larger one of the two tests.
-    "equivalent" if p < 1 - level; else "better" if the interval lies above 0, "worse" if below; else "inconclusive",
-    as always with n = 1. Raises ValueError for differences that are not finite, margin <= 0 or level outside (0, 1).
+    "equivalent"    two one-sided t tests show that the mean lies between -margin and +margin, on whichever side of 0:
+                    a difference too small to matter is neither better nor worse, however sure it is
+    "better"        else, if the interval (Student t at `level`) lies above 0;  "worse" if it lies below
+    "inconclusive"  else, as always with n = 1
+
+    Returns mean, low, high, n, p (the larger one of the two tests) and the verdict. Raises ValueError for differences
+    that are not finite, margin <= 0 or level outside (0, 1).
     """
     differences = [float(value) for value in differences]
     if not differences or not all(map(math.isfinite, differences)) or not margin > 0 or not 0 < level < 1:

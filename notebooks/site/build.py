@@ -111,9 +111,9 @@ def claims() -> str:
     readme = (ROOT / "README.md").read_text()
     table = re.search(r"<!-- claims -->\n(.*?)<!-- end of claims -->", readme, re.DOTALL).group(1)
     return (f"# The claims\n\nHow often each claim of the papers holds, counted over algorithms or scores, at the "
-            f"profile `laptop`. A comparison is a difference paired over the training seeds. It *holds* if its 95 % "
-            f"interval lies on the claimed side of 0, and is *opposite* if it lies on the other. It is *equivalent* if "
-            f"the difference is shown to be smaller than a margin, and else *inconclusive*. "
+            f"profile `laptop`. A comparison is a difference paired over the training seeds. It is *equivalent* "
+            f"if the difference is shown to be smaller than a margin. Else it *holds* if its 95 % interval lies on the "
+            f"claimed side of 0, is *opposite* if it lies on the other, and is *inconclusive* if it holds 0. "
             f"[This notebook]({of('claims')}) has each comparison.\n\n{table}")
 
 
@@ -207,9 +207,11 @@ def assemble() -> None:
 
 def main() -> None:
     assemble()
-    shutil.rmtree(SITE, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "sphinx", "-q", "-b", "html", "-d", SOURCE / "doctrees", SOURCE, SITE],
+    made = SOURCE / "html"                                   # MyST-NB writes a copy of all notebooks beside it
+    subprocess.run([sys.executable, "-m", "sphinx", "-q", "-b", "html", "-d", SOURCE / "doctrees", SOURCE, made],
                    check=True)
+    shutil.rmtree(SITE, ignore_errors=True)
+    made.rename(SITE)
     for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):   # what is downloaded is the notebook as it is kept
         shutil.copy(path, SITE / "_sources")
     print(f"{len(list(SITE.rglob('*.html')))} pages: open {SITE / 'index.html'}")

@@ -1,10 +1,10 @@
 """What the papers claim: each claim once, in words, and what is compared for it.
 
     found = [compare(rows, "C2", name, low(name), high(name)) for name in names]      # one row for each comparison
-    counted(found)                                           # one line for each claim: in how many it holds
+    counted(found)                                           # one line for each claim: its counts, and what follows
     save(study, found, "memorization")                       # figures/<profile>/claims_memorization.csv
     gathered(study, ["memorization", "rum"])                 # those of several notebooks, by their names
-    told("C2", counted(found).loc["C2"])                     # a sentence: "C2 holds: 9 of 9 comparisons ..."
+    told("C2", counted(found).loc["C2"])                     # a sentence: "C2 holds (8 of 8 comparisons hold)."
     pages(found, ["C1", "C2"])                               # as many of them as one figure can show
     python -m rumlib.lab.claims laptop cifar10-cpu           # writes the tables of the README
 
@@ -25,14 +25,18 @@ import pandas as pd
 
 from rumlib.lab import settings
 from rumlib.lab.study import Study
-from rumlib.stats import equivalence, paired
+from rumlib.stats import SHARES, equivalence, paired
 
-MARGIN = 0.02                                                # of ToW: differences below it are nothing that matters
-
+MARGIN = 0.02                                                # of ToW and other shares: less is nothing that matters
 
 HEADLINES = ("C1", "C1 planted", "C2", "C3", "C3b", "C4", "C4 shuffle", "C4 cost", "C5", "C5b", "C6", "C7", "C8", "C9")
 MARKS = "<!-- {} -->\n", "<!-- end of {} -->"                # in README.md, around the tables of `tables`
 VERDICTS = ("holds", "opposite", "equivalent", "inconclusive")
+UNTESTABLE = "not testable"                                  # a setting does nothing, say: it is not counted
+MEANS = {                                                    # kind of claim: what the words of `equivalence` mean
+    "larger": {"better": "holds", "worse": "opposite"},
+    "equal": {"equivalent": "holds", "better": "opposite", "worse": "opposite"},
+    "no worse": {"better": "holds", "equivalent": "holds", "worse": "opposite"}}
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ CLAIMS = {
     "C1 relabel": Claim("relabelling suffers most from entanglement", "section 4.1"),
     "C2": Claim("ToW falls as memorization rises", "section 4.2, Fig 1b"),
     "C3": Claim("relabelling has the inverse trend: better at high memorization than at low", "section 4.2"),
+    "C3 range": Claim("relabelling has the inverse trend, with the paper's learning rates alone", "section 4.2, A.2"),
     "C3b": Claim("another algorithm is best at each level", "section 4.2"),
     "C4": Claim("refined, one part after the other, is better than at once (RUM^F > vanilla)", "section 6, Fig 3"),
     "C4 shuffle": Claim("refined parts are better than random ones (RUM^F > shuffle)", "section 6, Fig 3"),
@@ -71,7 +76,9 @@ CLAIMS = {
     "C4 cost draws": Claim("RUM^F is better than at once with as many examples, over draws of the data",
                            "not in the paper: equal cost"),
     "C5b draws": Claim("both orders have the same ToW, over draws of the data", "section 6, Fig 5 and 13", "equal"),
-    "C6": Claim("refined by this score it is as good as by memorization", "section 6, A.6", "no worse"),
+    "C6": Claim("refined by a cheap proxy it is as good as by memorization", "section 6, A.6", "no worse"),
+    "C6 control": Claim("refined by a score that is no proxy it is as good as by memorization",
+                        "not in the paper: a control", "no worse"),
     "C7": Claim("SalUn is better than NegGrad+ by ToW", "arXiv 2410.16516"),
     "C7 MIA": Claim("NegGrad+ is better than SalUn by ToW-MIA", "arXiv 2410.16516"),
     "C7 gain": Claim("refinement improves ToW-MIA of NegGrad+", "arXiv 2410.16516"),
@@ -95,10 +102,12 @@ def compare(rows: pd.DataFrame, claim: str, what: str, first: Mapping, second: M
     of    the column that is compared;  sign: -1 where smaller values are the better ones
 
     Returns the claim, what is compared, mean, low and high (Student t, 95 %), n and p, the mean looks and examples of
-    both sides where the rows have them, and the verdict: "holds"; "opposite"; "equivalent" where a difference is
-    claimed and is within `MARGIN` (two one-sided tests); else "inconclusive".
+    both sides where the rows have them, and the verdict (see `stated`). It is not testable where both sides are the
+    same in every measured share of every seed: they are then the same models, for instance as a setting did nothing.
     """
-    row = {**stated(claim, what, sign * paired(rows, first, second, of)), "of": of}
+    shares = [column for column in rows if column in SHARES and rows[column].notna().all()]
+    same = not any(paired(rows, first, second, column).any() for column in {*shares, of})
+    row = {**stated(claim, what, sign * paired(rows, first, second, of), testable=not same), "of": of}
     for column in ("looks", "examples"):
         if column in rows:
             for side, which in (("first", first), ("second", second)):
@@ -106,51 +115,71 @@ def compare(rows: pd.DataFrame, claim: str, what: str, first: Mapping, second: M
     return row
 
 
-def stated(claim: str, what: str, differences: Iterable[float]) -> dict:
-    """What paired differences say of a claim."""
-    return {"claim": claim, "what": what, **verdict(CLAIMS[claim].kind, differences)}
+def stated(claim: str, what: str, differences: Iterable[float], testable: bool = True) -> dict:
+    """What paired differences say of a claim (see `verdict`), or that it is not testable."""
+    found = {"claim": claim, "what": what, **verdict(CLAIMS[claim].kind, differences)}
+    return found if testable else found | {"verdict": UNTESTABLE}
 
 
 def verdict(kind: str, differences: Iterable[float]) -> dict:
-    """mean, low, high, n, p and the verdict on differences that are claimed to be "larger" than 0, "equal" to 0 or "no
-    worse" than 0. p is that of the two one-sided tests against `MARGIN`."""
+    """What `rumlib.stats.equivalence` says of differences that are claimed to be "larger" than 0, "equal" to 0 or "no
+    worse" than 0, with its verdict in the words of `VERDICTS`. "No worse" also holds if the interval lies above
+    -`MARGIN`."""
     found = equivalence(differences, MARGIN)
-    above, below, equal = found["low"] > 0, found["high"] < 0, found["verdict"] == "equivalent"
-    if kind == "larger":
-        said = "holds" if above else "opposite" if below else "equivalent" if equal else "inconclusive"
-    elif kind == "equal":
-        said = "holds" if equal else "opposite" if above or below else "inconclusive"
-    else:
-        said = "holds" if found["low"] > -MARGIN else "opposite" if below else "inconclusive"
-    return found | {"verdict": said}
+    said = MEANS[kind].get(found["verdict"], found["verdict"])
+    return found | {"verdict": "holds" if kind == "no worse" and found["low"] > -MARGIN else said}
 
 
 def counted(found: Iterable[Mapping] | pd.DataFrame) -> pd.DataFrame:
-    """One line for each claim: in how many comparisons it holds, is opposite, equivalent or inconclusive, and what most
-    of them say: "holds"; "does not hold" where they are opposite or equivalent; else "inconclusive"."""
+    """One line for each claim: in how many comparisons it holds, is opposite, equivalent, inconclusive or not testable,
+    and the word for the whole claim (see `whole`)."""
     found = pd.DataFrame(found)
     table = found.groupby("claim", sort=False)["verdict"].value_counts().unstack(fill_value=0)
-    table = table.reindex(columns=VERDICTS, fill_value=0)
-    of = table.sum(axis=1)
-    against = table["opposite"] + table["equivalent"]
-    table["in most"] = ["holds" if yes > n / 2 else "does not hold" if no > n / 2 else "inconclusive"
-                        for yes, no, n in zip(table["holds"], against, of, strict=True)]
+    table = table.reindex(columns=(*VERDICTS, UNTESTABLE), fill_value=0)
+    table["whole claim"] = [whole(line) for _, line in table.iterrows()]
     table.insert(0, "text", [CLAIMS[claim].text for claim in table.index])
     return table
+
+
+def whole(counts: Mapping) -> str:
+    """The word for a whole claim, from the counts of its comparisons: what is not testable is left out.
+
+    "holds"          if more than half of them hold
+    "does not hold"  if more than half are opposite or equivalent; or if none holds and two or more are opposite (one
+                     alone may be chance)
+    "inconclusive"   else, and "not testable" if there is nothing to count
+    """
+    holds, opposite, equivalent, inconclusive = (counts[kind] for kind in VERDICTS)
+    of = holds + opposite + equivalent + inconclusive
+    if not of:
+        return UNTESTABLE
+    refuted = opposite + equivalent > of / 2 or (holds == 0 and opposite >= 2)
+    return "holds" if holds > of / 2 else "does not hold" if refuted else "inconclusive"
+
+
+def tally(counts: Mapping) -> str:
+    """The counts of a claim in words.
+
+    >>> tally({"holds": 3, "opposite": 0, "equivalent": 0, "inconclusive": 1, "not testable": 2})
+    '3 of 4 hold, 1 inconclusive, 2 not testable'
+    """
+    of = sum(counts[kind] for kind in VERDICTS)
+    others = [f"{counts[kind]} {kind}" for kind in (*VERDICTS[1:], UNTESTABLE) if counts[kind]]
+    return ", ".join([f"{counts['holds']} of {of} hold", *others]) if of else f"{counts[UNTESTABLE]} compared"
 
 
 def told(claim: str, line: Mapping) -> str:
     """What is found of a claim, as a sentence, from its line of `counted`.
 
-    >>> told("C2", {"holds": 3, "opposite": 0, "equivalent": 0, "inconclusive": 1, "in most": "holds"})
-    '**C2**, "ToW falls as memorization rises": **holds** in most comparisons (3 of 4; 1 inconclusive).'
+    >>> told("C2", {"holds": 3, "opposite": 0, "equivalent": 0, "inconclusive": 1, "not testable": 0})
+    '**C2**, "ToW falls as memorization rises": **holds** (3 of 4 hold, 1 inconclusive).'
     """
-    said = {"holds": "**holds** in most comparisons", "inconclusive": "inconclusive",
-            "does not hold": "**does not hold** in most comparisons"}[line["in most"]]
-    counts = {kind: int(line[kind]) for kind in VERDICTS}
-    others = "".join(f"; {counts[kind]} {kind}" for kind in VERDICTS[1:] if counts[kind])
-    how = f"holds in {counts['holds']} of" if line["in most"] == "inconclusive" else f"{counts['holds']} of"
-    return f'**{claim}**, "{CLAIMS[claim].text}": {said} ({how} {sum(counts.values())}{others}).'
+    return f'**{claim}**, "{CLAIMS[claim].text}": {_bold(whole(line))} ({tally(line)}).'
+
+
+def _bold(word: str) -> str:
+    """The word for a whole claim: bold where the claim is decided."""
+    return f"**{word}**" if word in ("holds", "does not hold") else word
 
 
 def pages(found: pd.DataFrame, claims: Iterable[str], most: int = 25) -> list[pd.DataFrame]:
@@ -205,16 +234,10 @@ def written(home: Path, profiles: Iterable[str]) -> str:
     lines = ["| claim | " + " | ".join(f"`{name}`" for name in found) + " |", "|---" * (len(found) + 1) + "|"]
     for claim in HEADLINES:
         if any(claim in table.index for table in found.values()):
-            cells = [_cell(table.loc[claim]) if claim in table.index else "" for table in found.values()]
+            cells = [f"{_bold(whole(counts))}: {tally(counts)}" if len(counts) else "" for counts in (
+                table.loc[claim] if claim in table.index else () for table in found.values())]
             lines.append(f"| **{claim}**: {CLAIMS[claim].text} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _cell(counts: pd.Series) -> str:
-    others = ", ".join(f"{kind} {counts[kind]}" for kind in VERDICTS[1:] if counts[kind])
-    said = "**holds**" if counts["in most"] == "holds" else counts["in most"]
-    return f"{said}: {counts['holds']} of " \
-           f"{counts[list(VERDICTS)].sum()}" + (f" ({others})" if others else "")
 
 
 def gathered(study: Study, notebooks: Iterable[str]) -> pd.DataFrame:

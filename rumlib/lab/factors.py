@@ -1,6 +1,7 @@
 """What the notebooks on memorization and on entanglement share: forget sets in numbers, settings, figures of a factor.
 
     described(study, study.levels())                         # size, ES, MMD and memorization of each forget set
+    edges(record, names)                                     # which chosen values lie at an end of their grid
     settings(record, names), search_errors(study, record, "memorization")       # what the search chose and missed
     again = other_seed(study, sets)                          # oracles compared with oracles of another seed
     falls(rows, "C2", "low", "high", names)                  # paired differences of ToW between two levels
@@ -28,6 +29,7 @@ from rumlib.lab.study import Study
 from rumlib.stats import summarise
 
 AGAIN = "Retrained, other seed"
+AGAIN_INK = "#777777"                                        # black is taken: by Influence, and by Retrained in panels
 DASHED = {"Original": "doing nothing", AGAIN: "retrained, other seed"}       # references, and what figures call them
 
 
@@ -77,6 +79,21 @@ def settings(record: pd.DataFrame, names: Sequence[str] = ()) -> pd.DataFrame:
     return table.loc[order, levels].fillna("").rename_axis(columns=None)
 
 
+def edges(record: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Where the chosen settings of a search lie at an end of what was tried: one line for each algorithm, level and
+    field of which several values were tried, with the chosen value and its end ("smallest", "largest" or "").
+
+    record  as for `settings`
+    """
+    lines, tried = [], labelled(record)
+    for (name, level), mine in tried[tried["algorithm"].isin(names)].groupby(["algorithm", "level"], sort=False):
+        values, (best,) = pd.DataFrame(mine["setting"].tolist()), mine.loc[mine["chosen"], "setting"]
+        for field in values.columns[values.nunique() > 1]:
+            end = {values[field].min(): "smallest", values[field].max(): "largest"}.get(best[field], "")
+            lines.append({"algorithm": name, "level": level, "field": field, "chosen": best[field], "end": end})
+    return pd.DataFrame(lines, columns=["algorithm", "level", "field", "chosen", "end"])
+
+
 def labelled(record: pd.DataFrame) -> pd.DataFrame:
     """A record with its names taken apart into the columns level, algorithm and epochs."""
     names = pd.DataFrame(record["name"].tolist(), index=record.index, columns=list(protocol.COLUMNS))
@@ -123,14 +140,6 @@ def told_falls(found: pd.DataFrame) -> str:
     return f"{(mine['verdict'] == 'holds').sum()} of {len(mine)} algorithms"
 
 
-def outcome(counts: pd.Series, claim: str) -> str:
-    """What a line of `claims.counted` says, as a sentence."""
-    of = int(counts[list(claims.VERDICTS)].sum())
-    others = "".join(f", {counts[kind]} {kind}" for kind in claims.VERDICTS[1:] if counts[kind])
-    return (f"**{claim}** ({counts['text']}): **{counts['in most']}**. Of {of} comparisons {counts['holds']} hold"
-            f"{others}.")
-
-
 def differences(found: pd.DataFrame) -> pd.DataFrame:
     """Comparisons of `claims.compare` to be read: what is compared, the difference with its interval, and the verdict.
     """
@@ -146,8 +155,8 @@ def differences(found: pd.DataFrame) -> pd.DataFrame:
 def factor(rows: pd.DataFrame, at: Mapping[str, float], names: Sequence[str], claim: str, *, of: str = "tow",
            xlabel: str = "", title: str = "") -> Figure:
     """Two panels. Left: means of a measure with 95 % intervals, at the value `at` that each level has on a real axis,
-    a line for each algorithm; references are dashed. Right: the paired fall from the first level to the last one; its
-    rows are also the legend."""
+    a line for each algorithm; references are dashed or dotted. Right: the paired fall from the first level to the last
+    one; its rows are also the legend."""
     levels, label = list(at), measures.MEASURES[of]
     figure, (ax, beside) = plt.subplots(1, 2, figsize=(8.6, 3.9), width_ratios=(1.5, 1))
     _lines(ax, summarise(rows, ["algorithm", "level"], of), at, [*names, *DASHED])
@@ -191,17 +200,17 @@ def titled(figure: Figure, title: str) -> Figure:
 
 
 def _lines(ax: Axes, summary: pd.DataFrame, at: Mapping[str, float], names: Sequence[str]) -> None:
-    """Means with intervals at real places, a little apart for each name; references are dashed, with their name."""
+    """Means with intervals at real places, a little apart for each name; references have broken lines and a name."""
     places = sorted(at, key=at.get)
     span = (at[places[-1]] - at[places[0]]) or 1
     present = [name for name in dict.fromkeys(names) if name in summary.index.get_level_values("algorithm")]
     for k, name in enumerate(present):
         part, dashed = summary.loc[name].loc[places], name in DASHED
-        colour = plots.colour("Retrained" if name == AGAIN else name)
+        colour = AGAIN_INK if name == AGAIN else plots.colour(name)
         x = np.array([at[level] for level in places]) + 0.012 * span * (k - len(present) / 2)
         ax.errorbar(x, part["mean"], yerr=_bars(part), color=colour,
                     marker=None if name == AGAIN else plots.marker(name), markersize=5, linewidth=1.3, elinewidth=1.1,
-                    capsize=2, linestyle="--" if dashed else "-", zorder=1 if dashed else 2)
+                    capsize=2, linestyle=":" if name == AGAIN else "--" if dashed else "-", zorder=1 if dashed else 2)
         if dashed:
             ax.annotate(DASHED[name].replace(" ", "\n", 1), (x[-1], part["mean"].iloc[-1]), xytext=(6, 0), fontsize=8,
                         textcoords="offset points", va="center", color=plots.ink(colour), annotation_clip=False)

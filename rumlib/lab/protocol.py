@@ -35,6 +35,7 @@ COLUMNS = ("level", "algorithm", "epochs")
 NOTHING = {"Original": (Keep(), {})}                         # doing nothing: one setting, looked at as all others are
 DOWN = (2, 1, 0)                                             # from the most memorized part to the least
 PAPER = ("Fine-tune", "L1-sparse", "NegGrad+", "SalUn")      # what the paper refines (section 6)
+RELABEL = ("Random label", "SalUn")                          # what trains the forget set toward other labels
 MIXES = (("Fine-tune", "SalUn"), ("SalUn", "SalUn"), ("NegGrad+", "SalUn"), ("Random label", "Random label"))
 #        of the medium and the high part, where nothing is done to the low one; the first two are the paper's
 ORACLE_MIXES = (("Random label", "Random label"), ("SalUn", "Random label"), ("Random label", "SalUn"),
@@ -114,6 +115,15 @@ def memorization_levels(study: Study) -> Table:
     """Every algorithm at every level of memorization, beside doing nothing, at the largest budget."""
     p, sets = study.profile, study.levels()
     return on_levels(study, {level: sets[level] for level in LEVELS}, candidates(p, p.budgets[-1]) | NOTHING)
+
+
+def relabel_as_published(study: Study) -> Table:
+    """Relabelling at low and high memorization, with the paper's learning rates alone: .01 to .1 (appendix A.2)."""
+    table, ends = memorization_levels(study), (0.01, 0.1)
+    tried = {name: [rate for rate in space.get("lr", ()) if ends[0] <= rate <= ends[1]]
+             for name, (_, _, space) in table.spaces.items() if name[0] != "medium" and name[1] in RELABEL}
+    return replace(table, spaces={name: (*table.spaces[name][:2], {**table.spaces[name][2], "lr": tuple(rates)})
+                                  for name, rates in tried.items() if rates})
 
 
 def entanglement_levels(study: Study) -> Table:
@@ -442,7 +452,7 @@ def _of_bank(study: Study, sets: Mapping[str, ForgetSet], names: Iterable[str]) 
 DRAWN = (rum_variants, mixed_rums, orders, left_out)         # what 07_rum_ablations runs in every draw of the data
 
 TABLES: dict[str, tuple[Callable[[Study], Table], ...]] = {  # by notebook; without_oracle takes its sets as arguments
-    "memorization": (memorization_levels,),
+    "memorization": (memorization_levels, relabel_as_published),
     "entanglement": (entanglement_levels, matched_levels),
     "rum": (rum_variants, mixed_rums, by_proxies, refined_by, memorization_levels, entanglement_levels),
     "rum_ablations": (one_rate, large_share, high_part),

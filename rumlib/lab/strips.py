@@ -76,13 +76,14 @@ def stacked(table: pd.DataFrame, looks: Mapping[str, tuple[str, str]], *, title:
             xlabel: str = "share of the comparisons (numbers: how many)") -> Axes:
     """One bar for each line of a table of counts, as shares; the counts stand in it.
 
-    table  its index are the labels; the columns that `looks` names are drawn, in its order
+    table  its index are the labels; of its columns those that `looks` names are drawn, in that order
     looks  column -> (colour, marker), as `plots.VERDICTS`
     """
     labels = [fill(str(name), 50) for name in table.index]
     lines = np.array([label.count("\n") + 1 for label in labels])
     at = np.cumsum(0.55 + 0.45 * lines) - (0.55 + 0.45 * lines) / 2
     ax = plt.subplots(figsize=(6.2, 1.0 + 0.25 * float(at[-1] + 0.5)))[1]
+    looks = {name: look for name, look in looks.items() if name in table}
     left, of = np.zeros(len(table)), table[list(looks)].sum(axis=1).to_numpy()
     for name, (colour, _) in looks.items():
         share = table[name].to_numpy() / of
@@ -90,7 +91,7 @@ def stacked(table: pd.DataFrame, looks: Mapping[str, tuple[str, str]], *, title:
         for y, start, width, count in zip(at, left, share, table[name], strict=True):
             if count:
                 ax.text(start + width / 2, y, str(count), ha="center", va="center", fontsize=7.5,
-                        color="black" if colour == "#999999" else "white")
+                        color="black" if colour in ("#999999", "#DDDDDD") else "white")
         left = left + share
     ax.set(yticks=at, xlim=(0, 1), ylim=(at[-1] + 0.8, -0.1), xlabel=xlabel, xticks=[0, 0.5, 1])
     ax.set_xticklabels(["0 %", "50 %", "100 %"])
