@@ -10,7 +10,7 @@ import torch
 from studies import TINY, environ, finetune, forget_set, open_study
 
 import rumlib as rum
-from rumlib.lab import Cell, factors, measures, planted, profile, protocol
+from rumlib.lab import Cell, factors, measures, planted, profile, protocol, sets
 from rumlib.lab import computations as made
 from rumlib.lab.tuning import below_nothing, has_field
 
@@ -52,19 +52,19 @@ class Banded:
     ((1, 2, 3, 9, 2), 2, 9, 3),                              # there is no room between the last two
     ((5, 8, 7, 6, 20), 20, 7, 8)])                           # low is the farthest, whatever was measured
 def test_the_sets_lie_at_smaller_distances_and_are_named_by_them(scores, low, medium, high):
-    sets = protocol.entanglement_sets(Banded(scores))
-    assert [(name, band.score) for name, band in sets.items()] == [
+    found = sets.entanglement_sets(Banded(scores))
+    assert [(name, band.score) for name, band in found.items()] == [
         ("ES low", low), ("ES medium", medium), ("ES high", high)]
 
 
 def test_too_few_bands_are_refused():
     with pytest.raises(ValueError, match="at least 3 bands; got bands=2"):
-        protocol.entanglement_sets(Banded((1, 2)))
+        sets.entanglement_sets(Banded((1, 2)))
 
 
 def test_the_farthest_examples_of_a_study_are_its_low_set(study):
-    sets, distance = protocol.entanglement_sets(study), study.distance()
-    of = [distance[torch.isin(study.train.index, forget.index)] for forget in sets.values()]
+    found, distance = study.entanglement_sets(), study.distance()
+    of = [distance[torch.isin(study.train.index, forget.index)] for forget in found.values()]
     assert of[0].min() >= of[1].max() and of[1].min() >= of[2].max()
     assert of[0].max() == distance.max()
 

@@ -216,8 +216,8 @@ def ranks(values):
 
 
 def test_matched_sets_of_a_study_share_their_memorization(study):
-    sets = study.matched_sets()
-    assert [s.name for s in sets] == ["matched low", "matched medium", "matched high"]
+    sets = study.matched_sets().values()
+    assert [s.name for s in sets] == ["matched low", "matched medium", "matched high"] == list(study.matched_sets())
     scores, means = ([s.facts[fact] for s in sets] for fact in ("entanglement", "memorization"))
     assert scores == sorted(scores) and max(means) - min(means) < 0.05
     for chosen in sets:

@@ -128,34 +128,12 @@ def relabel_as_published(study: Study) -> Table:
 
 def entanglement_levels(study: Study) -> Table:
     """The algorithms of the paper on its sets of low, medium and high entanglement."""
-    return on_levels(study, entanglement_sets(study), of_the_paper(study.profile, study.profile.budgets[-1]))
+    return on_levels(study, study.entanglement_sets(), of_the_paper(study.profile, study.profile.budgets[-1]))
 
 
 def matched_levels(study: Study) -> Table:
     """The same on sets of low, medium and high entanglement with one histogram of memorization."""
-    return on_levels(study, matched_sets(study), of_the_paper(study.profile, study.profile.budgets[-1]))
-
-
-def entanglement_sets(study: Study) -> dict[str, ForgetSet]:
-    """Forget sets of controlled entanglement as the paper makes them, from bands by distance from the centroid.
-
-    The farthest band is low, by definition. High is the band of the highest measured score among those that leave room
-    for another one; medium lies between these two, with the score nearest to the mean of theirs.
-    Source: arXiv 2406.01257, section 4.1: sets at progressively smaller distances, until the score varies as wanted.
-    """
-    *nearer, far = study.bands()                             # from the nearest to the farthest
-    if len(nearer) < 2:
-        raise ValueError(f"low, medium and high entanglement need at least 3 bands; got bands={len(nearer) + 1}")
-    score = [band.facts["entanglement"] for band in (*nearer, far)]
-    high = max(range(len(nearer) - 1), key=lambda k: score[k])
-    middle = (score[-1] + score[high]) / 2
-    medium = min(range(high + 1, len(nearer)), key=lambda k: abs(score[k] - middle))
-    return {"ES low": far, "ES medium": nearer[medium], "ES high": nearer[high]}
-
-
-def matched_sets(study: Study) -> dict[str, ForgetSet]:
-    """Sets of low, medium and high entanglement score with one histogram of memorization."""
-    return dict(zip((f"matched {level}" for level in LEVELS), study.matched_sets(), strict=True))
+    return on_levels(study, study.matched_sets(), of_the_paper(study.profile, study.profile.budgets[-1]))
 
 
 # -- RUM --------------------------------------------------------------------------------------------------------------
@@ -431,7 +409,7 @@ def corrections(study: Study) -> Table:
 def banked(study: Study) -> Table:
     """For the bank: the algorithms of the paper at every level of memorization, tuned as in `memorization_levels`; and
     descent alone, with ascent beside it, and ascent alone, at low and at high entanglement."""
-    levels, entangled, ascent = study.levels(), entanglement_sets(study), ("Fine-tune", "NegGrad+", "NegGrad")
+    levels, entangled, ascent = study.levels(), study.entanglement_sets(), ("Fine-tune", "NegGrad+", "NegGrad")
     by_level = _of_bank(study, {level: levels[level] for level in LEVELS}, study.profile.algorithms)
     ascents = _of_bank(study, {name: entangled[name] for name in ("ES low", "ES high")}, ascent)
     return replace(by_level, spaces={**by_level.spaces, **ascents.spaces})

@@ -1,7 +1,7 @@
 """Forget sets of a study: by memorization, by entanglement, by class, or by a mask of one's own.
 
     study.levels()["high"], study.levels()["mix"]            # the most memorized examples; RUM's mix of three levels
-    study.bands(), study.matched_sets()                      # by distance from the centroid; at equal memorization
+    study.entanglement_sets(), study.matched_sets()          # by entanglement; the same at equal memorization
     study.forget_set("mine", mask), study.class_set(3)
 """
 
@@ -50,11 +50,28 @@ def bands(study: Memoized) -> list[ForgetSet]:
     return [_entangled(study, f"band {k}", found[f"band {k}"]) for k in range(count)]
 
 
-def matched_sets(study: Memoized) -> list[ForgetSet]:
+def entanglement_sets(study: Memoized) -> dict[str, ForgetSet]:
+    """Forget sets of controlled entanglement as the paper makes them, from bands by distance from the centroid.
+
+    The farthest band is low, by definition. High is the band of the highest measured score among those that leave room
+    for another one; medium lies between these two, with the score nearest to the mean of theirs.
+    Source: arXiv 2406.01257, section 4.1: sets at progressively smaller distances, until the score varies as wanted.
+    """
+    *nearer, far = study.bands()                             # from the nearest to the farthest
+    if len(nearer) < 2:
+        raise ValueError(f"low, medium and high entanglement need at least 3 bands; got bands={len(nearer) + 1}")
+    score = [band.facts["entanglement"] for band in (*nearer, far)]
+    high = max(range(len(nearer) - 1), key=lambda k: score[k])
+    middle = (score[-1] + score[high]) / 2
+    medium = min(range(high + 1, len(nearer)), key=lambda k: abs(score[k] - middle))
+    return {"ES low": far, "ES medium": nearer[medium], "ES high": nearer[high]}
+
+
+def matched_sets(study: Memoized) -> dict[str, ForgetSet]:
     """Forget sets of low, medium and high entanglement score and one histogram of memorization."""
-    p = study.profile
+    p, names = study.profile, {level: f"matched {level}" for level in ("low", "medium", "high")}
     found = made.matched_sets(study, study.score, p.set_size, p.seeds[0])["tensors"]
-    return [_entangled(study, f"matched {level}", found[level]) for level in ("low", "medium", "high")]
+    return {name: _entangled(study, name, found[level]) for level, name in names.items()}
 
 
 def distance(study: Memoized) -> Tensor:

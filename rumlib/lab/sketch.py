@@ -18,7 +18,7 @@ import torch
 from rumlib.algorithms.base import Keep
 from rumlib.data import Examples
 from rumlib.datasets import FLIPS, load
-from rumlib.lab import protocol
+from rumlib.lab import protocol, sets
 from rumlib.lab.profiles import Profile
 from rumlib.lab.study import Study
 from rumlib.lab.tables import Cell
@@ -157,11 +157,14 @@ class Sketch:
         p = self.profile
         return self._placed(Named(f"band {k}", len(self.train) // p.bands, {"entanglement": k}) for k in range(p.bands))
 
-    def matched_sets(self) -> list[Named]:
-        return self._placed(Named(f"matched {level}", self.profile.set_size) for level in protocol.LEVELS)
+    entanglement_sets = sets.entanglement_sets
 
-    def _placed(self, sets: Iterable[Named]) -> list[Named]:
-        return [self.entanglement(forget) or forget for forget in sets]
+    def matched_sets(self) -> dict[str, Named]:
+        names = [f"matched {level}" for level in protocol.LEVELS]
+        return dict(zip(names, self._placed(Named(name, self.profile.set_size) for name in names), strict=True))
+
+    def _placed(self, asked: Iterable[Named]) -> list[Named]:
+        return [self.entanglement(forget) or forget for forget in asked]
 
     def entanglement(self, forget: Named) -> None:
         self.add("entanglement", "entanglement", forget)
@@ -261,10 +264,10 @@ def ask(study: Sketch | Study, notebook: str) -> None:
             for found in (table(one) for table in protocol.DRAWN):
                 one.unlearn(found.cells(one.tune(found.spaces)[0]))
     elif notebook == "without_oracle":
-        sets = protocol.requests(study)
-        known, _ = study.tune(protocol.with_oracle(study, sets).spaces)
+        asked = protocol.requests(study)
+        known, _ = study.tune(protocol.with_oracle(study, asked).spaces)
         best = {name: algorithm for (name, *_), algorithm in known.items()}
-        study.unlearn(protocol.choosers(study, sets, best).cells({}))
+        study.unlearn(protocol.choosers(study, asked, best).cells({}))
         study.stream(*protocol.deletions(study), p.seeds)
     for table in protocol.TABLES.get(notebook, ()):
         found, levels = table(study), protocol.TABLES["memorization"] + protocol.TABLES["entanglement"]

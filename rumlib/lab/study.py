@@ -155,8 +155,8 @@ class Study(Memoized):
 
     # -- Forget sets
 
-    forget_set, class_set, levels, bands, matched_sets = (
-        sets.forget_set, sets.class_set, sets.levels, sets.bands, sets.matched_sets)
+    forget_set, class_set, levels = sets.forget_set, sets.class_set, sets.levels
+    bands, entanglement_sets, matched_sets = sets.bands, sets.entanglement_sets, sets.matched_sets
     distance, entanglement = sets.distance, sets.entanglement
 
     # -- Tables
