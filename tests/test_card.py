@@ -108,8 +108,7 @@ def test_a_card_says_what_was_done(example):
     folder, unlearned, _, forget, retain = example
     card = json.loads((folder / "card.json").read_text())
     assert card["forgotten"] == {"count": 3, "classes": {"0": 1, "1": 1, "2": 1}, "content": forget.digest,
-                                 "index": ForgetSet("mine", torch.tensor([2, 7, 9])).digest,
-                                 "first": [2, 7]}
+                                 "index": ForgetSet("mine", torch.tensor([2, 7, 9])).digest}
     assert card["retained"]["count"] == 9 and card["retained"]["content"] == retain.digest
     assert (card["algorithm"], card["seed"], card["network"]) == (repr(finetune), 3, "resnet18(num_classes=3)")
     assert card["metrics"] == {"forget": rum.accuracy(unlearned, forget), "retain": rum.accuracy(unlearned, retain),
@@ -117,7 +116,7 @@ def test_a_card_says_what_was_done(example):
     assert (card["cost"]["examples"], card["cost"]["steps"], card["cost"]["passes"]) == (9, 3, 1)
     assert card["limits"][-1] == "Twelve images only." and "no trace" in card["limits"][0]
     text = (folder / "CARD.md").read_text()
-    for words in ("3 examples (1 of class 0, 1 of class 1, 1 of class 2, ids 2, 7 ...)", forget.digest, repr(finetune),
+    for words in ("3 examples (1 of class 0, 1 of class 1, 1 of class 2)", forget.digest, repr(finetune),
                   "seed 3",
                   "| mia | not measured |", "| steps | 3 |", "- Twelve images only."):
         assert words in text
@@ -181,13 +180,23 @@ def test_a_model_behind_a_wrapper_is_saved_under_its_own_names(wrap, example, tm
     assert all(torch.equal(value, example[1].state_dict()[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("ids, first", [([5], []), ([5, 3], [5]), ([9, 8, 7, 6, 5, 4, 3], [9, 8, 7, 6, 5])])
-def test_a_card_repeats_the_first_ids_of_a_request_and_never_all(ids, first, example):
+@pytest.mark.parametrize("ids, shown, first", [([5, 3], 0, None), ([5], 5, None), ([5, 3], 5, [5]),
+                                               ([9, 8, 7, 6, 5, 4, 3], 5, [9, 8, 7, 6, 5])])
+def test_a_card_repeats_as_many_ids_as_it_is_asked_to_and_never_all(ids, shown, first, example):
     forget, retain = (rum.Examples(torch.rand(len(index), 1, 2, 2), torch.zeros(len(index), dtype=torch.int64), index)
                       for index in (torch.tensor(ids), torch.arange(100, 110)))
-    card = small_card(example, forget=forget, retain=retain)
-    assert (card.forgotten["first"], card.forgotten["count"]) == (first, len(ids))
+    card = small_card(example, forget=forget, retain=retain, ids=shown)
+    assert (card.forgotten.get("first"), card.forgotten["count"]) == (first, len(ids))
     assert "first" not in card.retained and ("ids" in card.markdown()) == bool(first)
+
+
+def test_no_id_stands_in_a_card_unless_it_is_asked_for(tmp_path):
+    forget, retain = (rum.Examples(torch.rand(len(index), 1, 2, 2), torch.zeros(len(index), dtype=torch.int64), index)
+                      for index in (torch.tensor([987654321, 987654322]), torch.arange(10)))
+    usual = dict(network=make_model, seed=0, spent=rum.train.Cost(), metrics={"tow": 1.0})
+    for ids in (0, 1):
+        card = Card.of(finetune, forget, retain, **usual, ids=ids)
+        assert ("987654321" in str(asdict(card)) + card.markdown()) == bool(ids)
 
 
 def test_loading_leaves_the_random_state_as_it_was(example):
@@ -212,7 +221,7 @@ def test_a_card_lists_the_audits_that_were_run(example, tmp_path):
 def test_a_card_of_an_older_version_has_no_remarks(example, tmp_path):
     folder = example[2].save(example[1], tmp_path)
     kept = json.loads((folder / "card.json").read_text())
-    del kept["remarks"], kept["audits"], kept["checksum"], kept["forgotten"]["first"]
+    del kept["remarks"], kept["audits"], kept["checksum"]
     (folder / "card.json").write_text(json.dumps({**kept, "checksum": digest_of(kept)}))
     found = Card.load(folder, make_model)[1]
     assert found.remarks == found.audits == {} and found.metrics == example[2].metrics

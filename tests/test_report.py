@@ -22,7 +22,7 @@ def saved(tmp_path_factory):
     forget, retain = examples.split(torch.arange(12) < 4)
     model = rum.models.build(make_model, 0).eval()
     card = Card.of(rum.Finetune(epochs=1), forget, retain, network=make_model, seed=3, spent=rum.train.Cost(examples=7),
-                   metrics={"accuracy <forget>": 0.25, "mia": float("nan")}, limits=("Only <twelve> images.",))
+                   metrics={"accuracy <forget>": 0.25, "mia": float("nan")}, limits=("Only <twelve> images.",), ids=5)
     return card.save(model, tmp_path_factory.mktemp("report") / "unlearned"), card
 
 

@@ -42,8 +42,9 @@ def test_without_doing_nothing_there_is_nothing_to_compare_with():
 
 def test_a_card_says_where_an_algorithm_is_best_and_worst_and_what_was_tried(lines):
     text = card(lines, RECORD, "Odd")
-    assert "**Shines** on *low*: rank 1 of 2, ToW 0.960" in text and "**Fails** on *high*: rank 2 of 2" in text
-    assert "0.700 less than the best. Not significantly" in text
+    assert "**Best set**: *low*, ToW 0.960" in text and "the largest mean there; significantly better than" in text
+    assert "**Worst set**: *high*, ToW 0.110" in text
+    assert "0.700 below the best method there; significantly worse than doing nothing." in text
     assert "Not significantly better than doing nothing on *high*." in text
     assert "| `lr` 0.1 | 0.50 |" in text and "Values tried: `lr` 0.1, 0.5." in text
 
@@ -70,7 +71,13 @@ def test_a_score_costs_the_examples_that_its_models_were_trained_on(tmp_path):
 
 
 def test_a_card_of_what_is_never_better_than_nothing_says_so(lines):
-    assert "**Shines** nowhere" in card(lines.loc[[("Odd", "high")]], RECORD, "Odd")
+    text = card(lines.loc[[("Odd", "high")]], RECORD, "Odd")
+    assert "On no set is it significantly better than doing nothing. **Worst set**: *high*" in text
+
+
+def test_a_card_gives_no_verdict_that_was_not_compared(lines):
+    text = card(lines.assign(against=""), RECORD, "Good")
+    assert "**Best set**: *high*" in text and "than doing nothing" not in text.partition("**Best")[2]
 
 
 def test_a_card_of_what_was_not_run_says_so(lines):

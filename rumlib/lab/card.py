@@ -26,7 +26,7 @@ import safetensors.torch
 from torch import nn
 
 from rumlib.data import Examples, check_disjoint, digest
-from rumlib.device import as_seed
+from rumlib.device import as_seed, check_values
 from rumlib.lab import files
 from rumlib.lab.codehash import PACKAGE
 from rumlib.lab.keys import digest_of
@@ -35,7 +35,6 @@ from rumlib.models import Factory, anchor, build, describe
 from rumlib.train import Cost
 
 WEIGHTS, CARD, TEXT = "weights.safetensors", "card.json", "CARD.md"
-FIRST = 5                                                    # ids of a request that a card repeats
 LIMITS = (
     "The method is approximate: nothing here proves that the weights hold no trace of the forgotten examples.",
     "The metrics are of one run, on the data described here; other attacks may find more.",
@@ -45,10 +44,11 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Card:
-    """What was done to a model, for those who are given it. Examples are named by number and hash, never all listed.
+    """What was done to a model, for those who are given it. Examples are named by their count and hashes. No id is
+    listed unless you ask for it: ids may be personal data, and whoever has the list can compute its hash.
 
     network    the factory, as text                          algorithm  with all its hyper-parameters, as text
-    forgotten  and retained: count, per class, hash of the content, hash of the sorted index; the first ids forgotten
+    forgotten  and retained: count, per class, hash of the content, hash of the sorted index
     cost       of unlearning: examples, steps, seconds, passes; metrics: name -> number, None where there is none
     limits     what the card does not promise, the general ones and yours
     remarks    name of a metric or cost without a number -> why: "not measured" (NaN), "infinite"
@@ -70,10 +70,13 @@ class Card:
     @classmethod
     def of(cls, algorithm: Callable, forget: Examples, retain: Examples, *, network: Factory, seed: int, spent: Cost,
            metrics: Mapping[str, float], limits: tuple[str, ...] = (),
-           audits: Mapping[str, bool] | None = None) -> Card:
-        """The card of `algorithm(model, forget, retain, seed=seed)`. Raises ValueError without any metric, where the
-        sets overlap, or for an algorithm whose text is an address; TypeError for a metric that is no number, and for an
-        audit (see `rumlib.audits.compared`) that says neither True, passed, nor False, flagged."""
+           audits: Mapping[str, bool] | None = None, ids: int = 0) -> Card:
+        """The card of `algorithm(model, forget, retain, seed=seed)`. It repeats the first `ids` ids of the request, and
+        never all of them.
+
+        Raises ValueError without any metric, where the sets overlap, or for an algorithm whose text is an address;
+        TypeError for a metric that is no number, and for an audit (see `rumlib.audits.compared`) that says neither
+        True, passed, nor False, flagged."""
         for name, examples in (("forget", forget), ("retain", retain)):
             if not isinstance(examples, Examples) or not len(examples):
                 raise ValueError(f"the {name} set must be Examples, at least one; got {files.brief(examples)}")
@@ -102,9 +105,11 @@ class Card:
                             f"{files.brief(audits[wrong[0]])}")
         check_disjoint(forget, retain)
         (told, remarks), (taken, more) = _finite(metrics), _finite(asdict(spent))
-        first = forget.index[:min(FIRST, len(forget) - 1)].tolist()              # never all of them
-        return cls(describe(network), repr(algorithm), as_seed(seed), {**facts(forget), "first": first},
-                   facts(retain), taken, told, (*LIMITS, *limits),
+        check_values("Card.of", ids=(ids, "int [0, inf)"))
+        first = forget.index[:min(ids, len(forget) - 1)].tolist()                # never all of them
+        forgotten = facts(forget) | ({"first": first} if first else {})
+        return cls(describe(network), repr(algorithm), as_seed(seed), forgotten, facts(retain), taken, told,
+                   (*LIMITS, *limits),
                    {"rumlib": PACKAGE.whole, "torch": version("torch")}, remarks | more,
                    {name: "passed" if passed else "flagged" for name, passed in audits.items()})
 

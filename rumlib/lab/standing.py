@@ -101,20 +101,20 @@ def card(lines: pd.DataFrame, record: pd.DataFrame, name: str) -> str:
 
 
 def _ends(lines: pd.DataFrame) -> list[str]:
-    """Where the algorithm is best, and where worst: in the upper half of its group, and in the lower?"""
-    place = (lines["rank"] / lines["ranked"]).astype(float)
-    useful = place[~lines["against"].isin([VERDICTS["opposite"], VERDICTS["open"]])]
+    """The set on which the algorithm is nearest to the best method, and the one on which it is farthest behind. The
+    best set is one of those on which it is significantly better than doing nothing, where that was compared."""
+    compared = lines["against"].ne("").any()
+    useful = lines[lines["against"] == VERDICTS["holds"]] if compared else lines
 
-    def at(group: object) -> str:
+    def at(word: str, group: object) -> str:
         line = lines.loc[group]
-        return f"on *{group}*: rank {line['rank']} of {line['ranked']}, ToW {told(line)}"
+        than = f"{line['behind']:.3f} below the best method there" if line["behind"] else "the largest mean there"
+        verdict = f"; {line['against']} than doing nothing".replace("inconclusive than", "inconclusive against")
+        return f"**{word} set**: *{group}*, ToW {told(line)}, {than}{verdict if compared else ''}."
 
-    best, worst = useful.idxmin() if len(useful) else None, lines["behind"].idxmax()
-    found = [f"**{'Shines' if place[best] <= 0.5 else 'Best'}** {at(best)}." if len(useful) else
-             "**Shines** nowhere: on no set is it significantly better than doing nothing."]
-    if worst != best:
-        word = "Fails" if place[worst] > 0.5 else "Weakest"
-        found.append(f"**{word}** {at(worst)}, {lines.loc[worst, 'behind']:.3f} less than the best.")
+    best, worst = useful["behind"].idxmin() if len(useful) else None, lines["behind"].idxmax()
+    found = [at("Best", best) if len(useful) else "On no set is it significantly better than doing nothing."]
+    found += [at("Worst", worst)] if worst != best else []
     useless = [f"*{group}*" for group in lines.index if group not in useful.index and len(useful)]
     return [*found, f"Not significantly better than doing nothing on {', '.join(useless)}."] if useless else found
 
