@@ -86,7 +86,7 @@ CLAIMS = {
     "C9": Claim("SalUn, in its step, forgets more of the low part than retraining does", "section 6, Fig 5"),
     "C9 repair": Claim("later steps repair what SalUn overforgets on the low part", "section 6, Fig 5"),
     "judge": Claim("ours: a judge by memorization chooses better than others do", "no paper"),
-    "P ToW": Claim("the projection is nearer to retraining than a gradient method", SVD),
+    "P ToW": Claim("the projection is nearer to retraining than a gradient method (exploratory)", SVD),
     "P retained": Claim("the projection is more accurate on retained classes than a gradient method", SVD),
     "P forgotten": Claim("the projection is less accurate on the forgotten class than a gradient method", SVD),
     "P attack": Claim("the projection is better against the attack than a gradient method", SVD),
