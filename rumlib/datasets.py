@@ -134,7 +134,8 @@ def from_dataset(dataset, *, limit: float = 4e9, index: Tensor | None = None) ->
     limit    bytes that the images may take; they are counted before they are read
     index    (n,) who each example is; its position in the dataset if not given
 
-    Raises TypeError for what gives no pairs or whole classes, ValueError for too many or unequal images.
+    Raises TypeError for what gives no pairs or whole classes, ValueError for too many or unequal images and for an item
+    that cannot be read.
     """
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise TypeError(f"{type(dataset).__name__} has no length or positions; give a map-style Dataset, or collect "
@@ -162,7 +163,12 @@ def _pair(dataset, k: int) -> tuple[Tensor, int]:
     from torchvision.transforms.v2.functional import pil_to_tensor
 
     try:
-        image, label = dataset[k]
+        item = dataset[k]
+    except Exception as problem:                             # the dataset is not ours: it may raise anything
+        raise ValueError(f"item {k} of the dataset cannot be read; dataset[{k}] raises "
+                         f"{type(problem).__name__}: {problem}") from problem
+    try:
+        image, label = item
         image = pil_to_tensor(image) if isinstance(image, Image) else torch.as_tensor(image)
         return image, whole(label)
     except (TypeError, ValueError) as problem:

@@ -60,8 +60,19 @@ class Stream(IterableDataset):
         yield torch.zeros(1, 4, 4), 0
 
 
+class Missing:
+    """A Dataset whose third image is not there."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, k):
+        return torch.zeros(1, 4, 4), {0: 0, 1: 1}[k]
+
+
 x = torch.rand(5, 1, 4, 4)
 DATASETS = {
+    "an item is missing": (Missing(), {}, ValueError, r"item 2 .* dataset\[2\] raises KeyError: 2"),
     "too large": (TensorDataset(x, torch.arange(5)), dict(limit=319), ValueError,
                   "5 images .* 3.2e-07 GB.*Subset.*limit="),
     "stream": (Stream(), {}, TypeError, "Stream has no length.*map-style"),
