@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -43,7 +44,7 @@ from rumlib import metrics, models, train
 from rumlib.lab import Cell, ForgetSet, Study, profile
 from rumlib.lab import computations as made
 from rumlib.lab.keys import digest_of
-from rumlib.lab.memo import Stopped
+from rumlib.lab.memo import Stopped, stopwatch
 from rumlib.lab.store import Store
 from rumlib.spdgan import SPDGAN
 
@@ -520,6 +521,16 @@ def test_a_damaged_file_is_set_aside_and_computed_again(kind, ending, damage, do
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert small(open_study(home)).equals(found)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the time that passes is the cost")
+def test_the_time_of_other_processes_is_no_cost():
+    seconds = stopwatch()
+    time.sleep(0.3)                                          # another process has the machine
+    assert seconds() < 0.15
+    while seconds() < 0.2:
+        sum(range(1000))
+    assert seconds() >= 0.2
 
 
 def test_a_store_gives_back_what_was_written(tmp_path):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import resource
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -30,6 +29,7 @@ from rumlib.data import Examples
 from rumlib.device import check_fields, finished, pick
 from rumlib.lab import protocol
 from rumlib.lab.computations import ForgetSet
+from rumlib.lab.memo import stopwatch
 from rumlib.lab.profiles import Profile, algorithms, profile
 from rumlib.lab.sketch import NOTEBOOKS, Sizes, Sketch, Task, ask, sizes
 from rumlib.lab.study import Study
@@ -157,13 +157,12 @@ def measured(p: Profile) -> Pilots:
 
 
 def taken(ask: Callable, *arguments, **options) -> tuple[float, int]:
-    """Seconds, and the examples that passed through training. On a CPU the time of this process alone counts."""
+    """Seconds (see `rumlib.lab.memo.stopwatch`), and the examples that passed through training."""
     finished()
-    clock = time.perf_counter if torch.cuda.is_initialized() else time.process_time
-    start = clock()
+    seconds = stopwatch()
     with cost() as spent:
         ask(*arguments, **options)
-    return clock() - start, spent.examples
+    return seconds(), spent.examples
 
 
 def judging(known: Sizes, width: int, size: int) -> tuple[float, float]:
