@@ -404,11 +404,17 @@ def source(thing: FunctionType) -> str:
     if text is None:
         try:
             text = inspect.getsource(thing)
-        except (OSError, TypeError) as problem:
+            text = f"if True:\n{text}" if text[:1].isspace() else text
+            nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (*DEFINITIONS, ast.Lambda))]
+            names = [getattr(node, "name", "<lambda>") for node in nodes]
+            written = inspect.unwrap(thing)
+            if (written.__code__.co_name if isinstance(written, FunctionType) else written.__name__) not in names:
+                # Python 3.13 keeps one text for all code that has no file
+                raise OSError(f"what is kept there is {text[:60]!r}")
+        except (OSError, TypeError, SyntaxError) as problem:
             raise TypeError(f"{thing.__qualname__} has no source that could be read, so that its results could not be "
-                            f"found again; define it in a notebook or in a file") from problem
-        text = f"if True:\n{text}" if text[:1].isspace() else text
-        if thing.__name__ == "<lambda>" and sum(isinstance(n, ast.Lambda) for n in ast.walk(ast.parse(text))) > 1:
+                            f"found again; define it in a notebook or in a file, by def") from problem
+        if thing.__name__ == "<lambda>" and names.count("<lambda>") > 1:
             raise TypeError("two lambdas in one statement cannot be told apart; define them with def")
         thing.__source__ = text
     return text
