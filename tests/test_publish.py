@@ -83,7 +83,8 @@ def test_after_the_time_a_cell_in_progress_is_finished_and_none_is_started(tmp_p
     forget = ForgetSet("mine", study.train.index[:10])
     study.oracles([forget], range(4))
     study.originals(range(4))
-    monkeypatch.setattr(memo, "time", SimpleNamespace(time=lambda: clock.now, perf_counter=lambda: clock.now))
+    monkeypatch.setattr(memo, "time", SimpleNamespace(time=lambda: clock.now, process_time=lambda: clock.now,
+                                                      perf_counter=lambda: clock.now))
     runs = [Cell(forget, Slow(epochs=1, lr=0.1, batch_size=32), seed) for seed in range(4)]
     study.until = clock.now + 1.5 * 3600
     with pytest.raises(TimeIsUp, match=r"2 of 4 unlearning are left.*the same command goes on"):
@@ -174,6 +175,13 @@ def test_a_damaged_or_lost_file_is_named(done, tmp_path):
             Published(folder)
     with pytest.raises(FileNotFoundError, match=r"no published results in .*make publish"):
         Published(tmp_path)
+
+
+def test_what_two_studies_share_is_packed_once(done, tmp_path):
+    study = open_study(done.home)
+    cell = finished(study)[0]
+    pack(tmp_path, [cell, cell], {"profile": "tiny", "studies": {name: study.identity for name in ("tiny", "again")}})
+    assert Published(tmp_path).manifest["cells"] == {cell["identity"]["what"]: 1}
 
 
 def test_two_cells_about_the_same_are_refused(done, tmp_path):

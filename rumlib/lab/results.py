@@ -109,10 +109,11 @@ def pack(folder: Path, results: Iterable[dict], origin: Mapping, *, compress: bo
     before is replaced. `origin` says where they come from: "profile", "studies", name -> identity, and what else is
     worth knowing. Raises ValueError where two are about the same, so that one could be taken for the other."""
     names = {digest_of(identity): name for name, identity in origin["studies"].items()}
-    results = sorted(results, key=lambda result: (result["identity"]["what"], digest_of(result["identity"])))
+    unique = {digest_of(result["identity"]): result for result in results}       # two studies may share some
+    results = dict(sorted(unique.items(), key=lambda found: (found[1]["identity"]["what"], found[0])))
     known, lines, tensors = {}, [], {}
-    for result in results:
-        identity, key, values = result["identity"], digest_of(result["identity"]), dict(result["values"])
+    for key, result in results.items():
+        identity, values = result["identity"], dict(result["values"])
         twin = known.setdefault(digest_of(about(identity)), key)
         if twin != key:
             raise ValueError(f"{identity['what']}/{key} and {identity['what']}/{twin} differ in their code alone: give "
@@ -129,7 +130,7 @@ def pack(folder: Path, results: Iterable[dict], origin: Mapping, *, compress: bo
     ending, zipped = (".jsonl.gz", partial(gzip.compress, mtime=0)) if compress else (".jsonl", bytes)
     written = {f"cells-{k:03}{ending}": zipped(b"".join(part)) for k, part in enumerate(lines)}
     written |= {f"tensors-{k:03}.safetensors": safetensors.torch.save(dict(part)) for k, part in enumerate(shards)}
-    manifest = {"format": FORMAT, **origin, "cells": dict(Counter(one["identity"]["what"] for one in results)),
+    manifest = {"format": FORMAT, **origin, "cells": dict(Counter(one["identity"]["what"] for one in results.values())),
                 "files": {name: {"bytes": len(data), "sha256": _hash(data)} for name, data in written.items()}}
     written[MANIFEST] = json.dumps(manifest, indent=1).encode() + b"\n"          # the last: it speaks of the others
     for name, data in written.items():
