@@ -121,7 +121,7 @@ keep: $(READY)
 	    --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.preserve_cell_metadata_mask "['tags', 'jupyter']" \
 	    --ClearMetadataPreprocessor.preserve_nb_metadata_mask kernelspec \
 	    $(wildcard $(NOTEBOOKS:notebooks/%=runs/$(PROFILE)/%))
-	@test $(PROFILE) = laptop || sed -i -E 's#\]\(\.\./#](../../../#g; s#\]\(([0-9]{2}_)#](../../../notebooks/\1#g' \
+	@test $(PROFILE) = laptop || sed -i -E 's#\]\(\.\./([^.])#](../../../\1#g; s#\]\(([0-9]{2}_)#](../../../notebooks/\1#g' \
 	    $(KEPT)/[0-9]*.ipynb
 
 LOCK = uv pip compile --universal --python-version 3.11 --no-annotate --no-header pyproject.toml

@@ -425,7 +425,7 @@ def label_ends(ax: Axes, ends: Mapping[str, tuple[float, str]], gap: float = 0.0
 def _name_points(ax: Axes, points: pd.DataFrame, variant: str) -> None:
     """Write the name of each point of `against_cost` beside it, where there is more room, with a line to the point."""
     (left, right), at = ax.get_xlim(), points["examples"] / 1000
-    side, away = ("right", -0.1) if at.mean() > (left + right) / 2 else ("left", 0.1)
+    side, away = ("right", -0.1) if at.mean() > left + 0.6 * (right - left) else ("left", 0.1)
     beside = (at.min() if away < 0 else at.max()) + away * (right - left)
     heights = np.array(_apart(ax, points["mean"], 0.085))
     heights += points["mean"].mean() - heights.mean()        # as many are above their points as below
