@@ -26,7 +26,6 @@ COMPARISONS = {                                              # what is compared:
     "waiting parts left out: low to high - shuffled": (f"{UP}, left out", "shuffled, left out"),
     "waiting parts left out: high to low - shuffled": (f"{DOWN}, left out", "shuffled, left out"),
     "high to low: left out - kept": (f"{DOWN}, left out", DOWN)}
-CONTROLS = ("shuffled", "once", LONGER)
 ORDERS = {UP: "low > medium > high", DOWN: "high > medium > low"}
 
 

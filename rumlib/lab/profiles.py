@@ -7,7 +7,7 @@
     laptop          digits and an MLP, minutes on two cores: the default
     laptop-draws    07_rum_ablations on six draws of the digits: whether refinement pays
     cifar10-small   four classes of CIFAR-10 at 16x16 and a small ResNet: real images on two cores
-    cifar10-cpu     all ten classes at 32x32 and a larger ResNet: the claims of the paper, some five hours
+    cifar10-cpu     all ten classes at 32x32 and a larger ResNet: the claims of the paper, planned: eight hours
     cifar10n-cpu    the labels of one annotator for 4,000 of these images: 12_label_errors on two cores
     cifar10, cifar100, tiny_imagenet, tiny_imagenet_resnet18     the paper's own scale, for a GPU
 """
