@@ -112,9 +112,9 @@ def claims() -> str:
     table = re.search(r"<!-- claims -->\n(.*?)<!-- end of claims -->", readme, re.DOTALL).group(1)
     return (f"# The claims\n\nHow often each claim of the papers holds, counted over algorithms or scores, at the "
             f"profile that heads its column. A comparison is a difference paired over the training seeds. It is "
-            f"*equivalent* if the difference is shown to be smaller than a margin. Else it *holds* if its 95 % interval "
-            f"lies on the claimed side of 0, is *opposite* if it lies on the other, and is *inconclusive* if it includes 0. "
-            f"[This notebook]({of('claims')}) has each comparison.\n\n{table}")
+            f"*equivalent* if the difference is shown to be smaller than a margin. Else it *holds* if its 95 % "
+            f"interval lies on the claimed side of 0, is *opposite* if it lies on the other, and is *inconclusive* "
+            f"if it includes 0. [This notebook]({of('claims')}) has each comparison.\n\n{table}")
 
 
 def of(name: str) -> str:
